@@ -1,0 +1,182 @@
+"""Photos in folders: list them, read them, and write files whole or not at all."""
+
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DataError(ValueError):
+    """The user's data or files are not as they must be. The message names the file or value and says what to do."""
+
+
+def is_photo_name(name: str) -> bool:
+    """True if the file name ends like a photo (jpg, jpeg, png in any case)."""
+    return os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES
+
+
+def person_folders(data_path: str | Path) -> list[str]:
+    """Sorted names of the folders in ``data_path``, one per person.
+
+    Raises DataError if the folder is missing or holds no folder.
+    """
+    if not os.path.isdir(data_path):
+        raise DataError(
+            f"There is no folder {data_path}. Put one sub-folder per person with that person's photos in it, "
+            "or try the whole recipe on drawn faces first: python train_maskV9.py --demo"
+        )
+    people = sorted(e.name for e in _entries(data_path) if not e.name.startswith(".") and _is_folder(e))
+    if not people:
+        raise DataError(f"{data_path} has no sub-folders: it must hold one sub-folder per person, with photos in each.")
+    return people
+
+
+def photos_of(data_path: str | Path, person: str) -> list[str]:
+    """Sorted file names of one person's photos. Raises DataError if the folder cannot be listed."""
+    return split_files(os.path.join(data_path, person))[0]
+
+
+def split_files(folder: str | Path) -> tuple[list[str], int]:
+    """Sorted names of the photos in ``folder``, and how many other files lie there. Folders are neither.
+
+    A link that leads nowhere counts as a photo if it is named so, for whoever reads it to report; a pipe or a device
+    never does: reading it could wait for ever. Raises DataError if the folder cannot be listed.
+    """
+    photos, others = [], 0
+    for entry in _entries(folder):
+        if _is_folder(entry):
+            continue
+        if is_photo_name(entry.name) and _is_file_or_dead_link(entry):
+            photos.append(entry.name)
+        else:
+            others += 1
+    return sorted(photos), others
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        raise DataError(f"Cannot list the folder {str(folder)!r}: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+def _is_file_or_dead_link(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # a link that leads in a circle
+        return True
+
+
+def iter_photos(data_path: str | Path, people: list[str] | None = None) -> Iterator[str]:
+    """Yield ``person/file`` of every photo in sorted order, one person's list in memory at a time."""
+    for person in person_folders(data_path) if people is None else people:
+        for name in photos_of(data_path, person):
+            yield f"{person}/{name}"
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Names from a text file, one a line; blank lines are skipped. Raises DataError if missing or empty."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows editors put a mark before the text
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"Cannot read the list of names {path}: {error}. It is a text file with one name a line."
+        ) from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"The list of names {path} is empty: write one person's folder name a line.")
+    return names
+
+
+def read_photo(path: str | Path) -> np.ndarray:
+    """Read any photo as RGB, upright.
+
+    Grey, palette, RGBA (over white), CMYK and 16-bit photos are converted, the EXIF rotation is applied.
+
+    Returns:
+        (H, W, 3) uint8, 0..255, RGB.
+
+    Raises:
+        DataError: the file cannot be read as a photo; the message names it.
+    """
+    try:
+        return decode_photo(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}") from error
+
+
+def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
+    """The photo in the bytes of a jpg or png file, as ``read_photo`` returns it; ``name`` is for the error message."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns between one and two times its limit; such a photo is refused as well
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data)) as image:
+                # not ImageOps.exif_transpose: it writes the EXIF block anew, and fails where a tag of it is damaged
+                turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+                image = image if turn is None else image.transpose(turn)
+                if image.mode.startswith("I"):  # 16-bit greys: Pillow's own conversion would clip at 255
+                    grey = np.clip(np.asarray(image, np.float64) / 257.0 + 0.5, 0, 255).astype(np.uint8)
+                    return np.repeat(grey[..., None], 3, axis=2)
+                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                return np.asarray(image.convert("RGB")).copy()
+    except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
+        raise DataError(f"{name} is not a readable photo ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; rename it to ``path`` if the block succeeds, remove it if not.
+
+    A reader sees the old file or the whole new one, never a half.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a part of the name only: with all of it, the temporary name of a file with a long name would be too long
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: str | Path, data: bytes | str) -> None:
+    """Write bytes, or text as UTF-8, to ``path``: whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def write_jpeg(path: str | Path, image: np.ndarray, quality: int = 95) -> None:
+    """Write an (H, W, 3) RGB or (H, W) grey uint8 image as JPEG, without colour subsampling: whole or not at all."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    write_whole(path, buffer.getvalue())

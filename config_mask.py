@@ -1,0 +1,212 @@
+"""Every setting of masked (V9) training: one plain dict, the demo's changes to it, and its command-line overrides.
+
+Paths given here are relative to this repository; paths given on the command line are relative to the folder the
+command is run in. ``--key value`` overrides any key, ``--config config_notmask`` takes the other dict.
+"""
+
+import argparse
+import ast
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from Data_preprocessing.photo_files import DataError
+
+ROOT = Path(__file__).resolve().parent
+
+config = {
+    # --- data -------------------------------------------------------------------------------------------------------
+    "raw_data_path": "Datasets/vggface2_train",  # photos as downloaded, one folder per person
+    "train_data_path": "Datasets/vggface2_train_face_mask",  # aligned faces to train on
+    "notmask_data_path": "Datasets/vggface2_train_face_notmask",  # the same faces without masks
+    "mask_data_path": "Datasets/vggface2_train_mask_notmask",  # attention targets: white = face above the mask
+    "train_data_index": "Datasets/vggface2_train_face_mask.csv",  # id,name,class of the training faces
+    "train_people": None,  # text file, one name a line: use only these people
+    "LFW_data_path": "Datasets/lfw_funneled",  # test photos
+    "LFW_pairs": "Datasets/LFW_pairs.txt",  # test pairs
+    "NOTLFW_data_path": None,  # another test set of the same form
+    "NOTLFW_pairs": None,
+    "select_pairs": None,  # pairs (of LFW_data_path) on which best.pt is chosen; None: LFW masked, as in the recipe
+    "cache_path": "Datasets/cache",  # aligned test faces, made once
+    "output_path": ".",  # logs/, Model_training_checkpoints/ and ROC_images/ are written here
+    "predictor_path": "Data_preprocessing/shape_predictor_68_face_landmarks.dat",  # dlib's 68-landmark model
+    # --- network ----------------------------------------------------------------------------------------------------
+    "model": 34,  # depth of the ResNet: 18, 34, 50, 101, 152
+    "attention": "supervised",  # face attention branch: none, free (without target), supervised
+    "attention_weight": 1.0,  # of the attention loss in the total loss
+    "cbam": True,  # channel and spatial attention in every residual block
+    "pretrained": False,  # start from torchvision's ImageNet weights
+    "image_size": 256,  # px, square
+    "embedding_dim": 256,
+    # --- loss -------------------------------------------------------------------------------------------------------
+    "embedding_scale": 10.0,  # length of an embedding while training; 1 when validating
+    "margin": 0.5,  # on that scale
+    # --- training ---------------------------------------------------------------------------------------------------
+    "optimizer": "adagrad",  # adagrad, sgd, rmsprop, adam, adamw
+    "learning_rate_schedule": [(0, 0.125), (19, 0.0625), (60, 0.0155), (90, 0.003), (120, 0.0001), (160, 0.00006)],
+    # ^ (first epoch, counted from 0; learning rate)
+    "epochs": 190,
+    "patience": None,  # stop after so many epochs without a better selection AUC
+    "train_batch_size": 20,  # triplets (three images each); 20 fit into 11 GB at 256 px
+    "test_batch_size": 64,  # images
+    "num_train_triplets": 100000,  # an epoch
+    "triplets": "fixed",  # fixed: one random table for all epochs (the recipe); new: one table per epoch
+    "num_workers": 6,  # processes that load images
+    "seed": 0,
+    "save_every": 1,  # epochs between two epoch_NNN.pt
+}
+
+# What `python train_maskV9.py --demo` changes: drawn faces, a small network, a short schedule; the code is the same.
+DEMO = {
+    "raw_data_path": "Datasets_demo/drawn_train",
+    "train_data_path": "Datasets_demo/drawn_train_face_mask",
+    "notmask_data_path": "Datasets_demo/drawn_train_face_notmask",
+    "mask_data_path": "Datasets_demo/drawn_train_mask_notmask",
+    "train_data_index": "Datasets_demo/drawn_train_face_mask.csv",
+    "LFW_data_path": "Datasets_demo/drawn_test",
+    "LFW_pairs": "Datasets_demo/drawn_test_pairs.txt",
+    "cache_path": "Datasets_demo/cache",
+    "model": 18,
+    "image_size": 80,
+    "embedding_dim": 128,
+    "learning_rate_schedule": [(0, 0.125), (3, 0.0625)],
+    "epochs": 5,
+    "num_train_triplets": 800,
+    "num_workers": 0,
+}
+
+# How many people and photos the demo draws to train on and to test on, and how many pairs it tests.
+DEMO_FACES = {
+    "train_people": 60,
+    "train_photos": 12,
+    "test_people": 40,
+    "test_photos": 6,
+    "folds": 10,
+    "pairs": 60,  # same pairs a fold, and as many different ones
+}
+
+# keys that hold a file or folder, so that they can be given relative to where the command is run
+PATH_KEYS = frozenset({
+    "raw_data_path", "train_data_path", "notmask_data_path", "mask_data_path", "train_data_index", "train_people",
+    "LFW_data_path", "LFW_pairs", "NOTLFW_data_path", "NOTLFW_pairs", "select_pairs", "cache_path", "output_path",
+    "predictor_path",
+})  # fmt: skip
+CHOICES = {
+    "model": (18, 34, 50, 101, 152),
+    "attention": ("none", "free", "supervised"),
+    "optimizer": ("adagrad", "sgd", "rmsprop", "adam", "adamw"),
+    "triplets": ("fixed", "new"),
+}
+POSITIVE = frozenset({
+    "image_size", "embedding_dim", "embedding_scale", "margin", "epochs", "train_batch_size", "test_batch_size",
+    "num_train_triplets", "save_every", "patience",
+})  # fmt: skip
+NOT_NEGATIVE = ("attention_weight", "num_workers", "seed")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the options ``--config NAME`` and ``--KEY VALUE`` for every key of the config."""
+    group = parser.add_argument_group("settings", "any key of config_mask.py; the values shown are its defaults")
+    group.add_argument(
+        "--config", default="config_mask", metavar="NAME", help="config_mask (default) or config_notmask"
+    )
+    for key, default in config.items():
+        group.add_argument(f"--{key}", metavar="VALUE", help=f"default {default!r}".replace("%", "%%"))
+
+
+def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> dict:
+    """The final settings: the chosen config, then ``changes``, then what the command line says. Paths are absolute.
+
+    ``changes`` are DEMO, or the whole config of a run that goes on.
+
+    Raises DataError for an unknown config name or a value of the wrong type, naming the right ones.
+    """
+    try:
+        chosen = importlib.import_module(args.config).config
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no module name at all
+        raise DataError(
+            f"--config {args.config}: there is no such config; use config_mask or config_notmask"
+        ) from error
+    final = {**chosen, **(changes or {})}
+    for key, value in final.items():
+        if key in PATH_KEYS and value is not None:
+            final[key] = str((ROOT / value).resolve())
+    for key, default in config.items():
+        text = getattr(args, key, None)
+        if text is not None:
+            final[key] = typed(key, text, default)
+    check_config(final)
+    return final
+
+
+def typed(key: str, text: str, default: object) -> object:
+    """The command-line ``text`` as a value of the type that the config key's default has."""
+    if not isinstance(text, str):  # a script's own option of the same name has parsed it already
+        return text
+    if key in PATH_KEYS:
+        return None if text == "None" else str(Path(text).expanduser().resolve())
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        expected = (int, type(None)) if default is None else type(default)
+        if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise ValueError
+    except (ValueError, SyntaxError, TypeError) as error:
+        kind = "whole number or None" if default is None else type(default).__name__
+        raise DataError(f"--{key} {text}: must be a {kind}, such as {default!r}") from error
+    return value
+
+
+def check_config(final: dict) -> None:
+    """Raise DataError, naming key and value, where a setting cannot work or a key is unknown or missing."""
+    unknown, missing = sorted(set(final) - set(config)), sorted(set(config) - set(final))
+    if unknown or missing:
+        raise DataError(f"config: unknown keys {unknown}, missing keys {missing}; the keys are: {', '.join(config)}")
+    for key, choices in CHOICES.items():
+        if final[key] not in choices:
+            raise DataError(f"{key} = {final[key]!r}: must be one of {', '.join(map(str, choices))}")
+    for key in POSITIVE:
+        if final[key] is not None and not final[key] > 0:
+            raise DataError(f"{key} = {final[key]!r}: must be greater than 0")
+    for key in NOT_NEGATIVE:
+        if final[key] < 0:
+            raise DataError(f"{key} = {final[key]!r}: must be 0 or greater")
+    if final["image_size"] < 64:
+        raise DataError(f"image_size = {final['image_size']}: the network needs at least 64 px")
+    check_schedule(final["learning_rate_schedule"])
+
+
+def check_schedule(schedule: list) -> None:
+    """Raise DataError unless ``schedule`` is [(0, rate), (later epoch, rate), ...] with positive rates."""
+    try:
+        epochs = [int(first) for first, _ in schedule]
+        good = epochs[0] == 0 and all(a < b for a, b in itertools.pairwise(epochs)) and all(r > 0 for _, r in schedule)
+    except (TypeError, ValueError, IndexError):
+        good = False
+    if not good:
+        raise DataError(
+            f"learning_rate_schedule = {schedule}: must be a list of (first epoch, rate), from epoch 0 upwards, "
+            "such as [(0, 0.125), (19, 0.0625)]"
+        )
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's ``main``; the user's errors end it with one sentence and exit code 2 instead of a traceback."""
+    try:
+        main()
+        sys.stdout.flush()  # so that a closed pipe shows here, not when Python has left this function
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `... | head` closed our output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it ends
+        sys.exit(141)
