@@ -1,0 +1,189 @@
+"""Step 2: photos, one folder per person -> aligned faces, the same faces wearing a mask, and attention targets.
+
+Writes the folders <name>_face_notmask, <name>_face_mask, <name>_mask_notmask and the table <name>_manifest.csv, a row
+per photo, where <name> is the photo folder's name. It can be stopped at any time: started again, it goes on.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from config_mask import add_config_arguments, config_from_args, run_script
+from Data_preprocessing.align_photos import Settings, Summary, file_errors, process_photos, run
+from Data_preprocessing.manifest import (
+    BusyError,
+    ManifestRow,
+    OutputFolders,
+    locked,
+    output_folders,
+    read_manifest,
+    remove_leftovers,
+    scan_rows,
+    shard_files,
+    write_manifest,
+)  # fmt: skip
+from Data_preprocessing.photo_files import DataError, iter_photos, person_folders, photos_of, read_names
+
+# what other modules take from here
+__all__ = ["ManifestRow", "OutputFolders", "main", "output_folders", "process_photos", "read_manifest"]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """'2/8' -> (2, 8). Raises DataError if it is not two whole numbers, the first from 1 to the second."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise DataError(f"--shard {text}: must be i/n with i from 1 to n, such as 1/4 on the first of four machines")
+    return int(match[1]), int(match[2])
+
+
+def run_shard(settings: Settings, photos: Iterable[str], workers: int, total: int, shard: tuple[int, int]) -> Summary:
+    """Process every n-th photo, from the i-th, into a manifest part of its own; the last shard joins the parts."""
+    i, n = shard
+    outputs = settings.outputs
+    parts = [outputs.manifest.with_suffix(f".shard-{k}-of-{n}.csv") for k in range(1, n + 1)]
+    part = parts[i - 1]
+    mine = settings._replace(outputs=outputs._replace(manifest=part))
+    share = itertools.islice(photos, i - 1, None, n)
+    summary = run(mine, share, workers, total=len(range(i - 1, total, n)), whole=outputs.manifest)
+    if not part.exists() and (shard_files(outputs.manifest) or not outputs.manifest.exists()):
+        write_manifest([], part)  # nothing to do here, but the others wait for it
+    missing = [path.name for path in parts if not path.exists()]
+    if not missing:
+        try:
+            merge_shards(outputs)
+        except BusyError:
+            print("Another shard is just ending; it will join the manifest parts.")
+    elif part.exists():
+        print(f"Shard {i} of {n} is complete: {part}; {len(missing)} of the {n} are not yet ({missing[0]}, ...).")
+    return summary
+
+
+def merge_shards(outputs: OutputFolders) -> int:
+    """Join the shards' complete manifest parts into the manifest and remove them. Returns how many there were.
+
+    Raises BusyError while a shard, or another run, is at work.
+    """
+    with file_errors(), locked(outputs.manifest, shard_files(outputs.manifest, ".lock")):
+        parts = shard_files(outputs.manifest)
+        if parts:
+            write_manifest(parts, outputs.manifest)
+            remove_leftovers(outputs)
+    return len(parts)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_path", metavar="D", help="photos, one folder per person; default: raw_data_path")
+    parser.add_argument("--out_dir", metavar="O", help="where the results go; default: beside D, or as the config says")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes; default: one per core (%(default)s)"
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="i/n",
+        help="do every n-th photo only, from the i-th; n such runs, on n machines, do all",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="only join the manifest parts of the complete shards; the last one does it"
+    )
+    parser.add_argument("--people", metavar="FILE", help="text file, one name a line: only these people's folders")
+    add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> Counter:
+    args = parse_args(argv)
+    config = config_from_args(args)
+    data_path, outputs = chosen_folders(args, config)
+    if args.merge:
+        return merge_script(outputs)
+    if args.workers < 1:
+        raise DataError(f"--workers {args.workers}: must be 1 or more")
+    shard = parse_shard(args.shard) if args.shard else None
+    people = chosen_people(data_path, args.people)
+    total = sum(len(photos_of(data_path, person)) for person in people)
+    if not total:
+        raise DataError(f"There are no photos (jpg, jpeg, png) in the {len(people)} folders of {data_path}.")
+    settings = Settings(data_path, outputs, config["image_size"], config["seed"], config["predictor_path"])
+    photos = iter_photos(data_path, people)
+    if shard:
+        summary = run_shard(settings, photos, args.workers, total, shard)
+    else:
+        summary = run(settings, photos, args.workers, total=total)
+    print_summary(summary, outputs, args.workers)
+    return summary.counts
+
+
+def chosen_folders(args: argparse.Namespace, config: dict) -> tuple[Path, OutputFolders]:
+    """The photo folder and where the results go: named after --data_path or --out_dir, else as the config says."""
+    data_path = Path(os.path.abspath(os.path.expanduser(args.data_path or config["raw_data_path"])))
+    if args.data_path or args.out_dir:
+        out_dir = Path(os.path.abspath(os.path.expanduser(args.out_dir))) if args.out_dir else data_path.parent
+        outputs = output_folders(out_dir, data_path.name)
+    else:
+        folders = [Path(config[key]) for key in ("train_data_path", "notmask_data_path", "mask_data_path")]
+        outputs = OutputFolders(*folders, data_path.with_name(f"{data_path.name}_manifest.csv"))
+    if len(set(outputs)) < len(outputs):
+        raise DataError(f"masked and unmasked faces would both go to {outputs.face_notmask}: run with config_mask")
+    for folder in outputs[:3]:
+        if data_path in (folder, *folder.parents):
+            raise DataError(f"{folder} is in the photo folder {data_path}: choose an --out_dir outside it")
+    return data_path, outputs
+
+
+def merge_script(outputs: OutputFolders) -> Counter:
+    """``--merge``: join the manifest parts; returns the manifest's rows by status."""
+    parts, unfinished = shard_files(outputs.manifest), shard_files(outputs.manifest, ".journal")
+    if not parts:
+        raise DataError(f"There are no manifest parts of complete shards beside {outputs.manifest}")
+    print(f"{merge_shards(outputs)} parts joined into {outputs.manifest}")
+    if unfinished:
+        print(f"Not complete, so not joined: {', '.join(path.stem for path in unfinished)}. Start them again.")
+    return Counter(fields[2] for fields, _, _ in scan_rows(outputs.manifest))
+
+
+def chosen_people(data_path: Path, people_file: str | None) -> list[str]:
+    """The folders to work on, sorted. Raises DataError if there are none."""
+    people = person_folders(data_path)
+    if people_file is None:
+        return people
+    names = set(read_names(people_file))
+    chosen = [person for person in people if person in names]
+    if not chosen:
+        raise DataError(f"None of the {len(names)} people in {people_file} has a folder in {data_path}")
+    if len(chosen) < len(names):
+        absent = sorted(names - set(chosen))
+        print(f"{len(absent)} of the {len(names)} people in {people_file} have no folder ({absent[0]!r}, ...)")
+    return chosen
+
+
+def print_summary(summary: Summary, outputs: OutputFolders, workers: int) -> None:
+    """Say what was done, how fast, where it is, and what went wrong."""
+    counts = summary.counts
+    statuses = ", ".join(f"{counts[status]} {status}" for status in ("ok", "no_face", "unreadable"))
+    print(f"\n{counts.total()} photos: {statuses}")
+    if summary.made:
+        speed = summary.made / summary.seconds
+        print(f"{summary.made} of them done now: {speed:.1f} photos/s with {workers} worker{'s'[: workers > 1]}")
+    else:
+        print("All were done before.")
+    for problem in summary.problems:
+        print(f"  {problem}")
+    if sum(counts.values()) - counts["ok"] > len(summary.problems):
+        print("  ... (column 'reason' of the manifest)")
+    print(f"aligned faces      {outputs.face_notmask}\nmasked faces       {outputs.face_mask}")
+    print(f"attention targets  {outputs.mask_notmask}\nmanifest           {outputs.manifest}")
+    if counts.total() and not counts["ok"]:
+        print("Not a single face was found. Are these photos of upright faces, at least 40 px high?")
+
+
+if __name__ == "__main__":
+    run_script(main)

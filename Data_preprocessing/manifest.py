@@ -1,0 +1,218 @@
+"""The manifest of aligned photos: its rows, files of rows, and the lock of the run that writes them."""
+
+import csv
+import glob
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from Data_preprocessing.photo_files import DataError, replacing
+
+COLUMNS = (
+    "source,face,status,reason,num_faces,left,top,right,bottom,kind,colour,seed,image_size,source_bytes,source_crc32"
+).split(",") + [f"{axis}{point}" for point in range(68) for axis in "xy"]
+
+
+class OutputFolders(NamedTuple):
+    """Where the results go: three folders of ``person/photo.jpg``, and the manifest."""
+
+    face_mask: Path
+    face_notmask: Path
+    mask_notmask: Path
+    manifest: Path
+
+
+def output_folders(out_dir: str | Path, name: str) -> OutputFolders:
+    """The output folders and the manifest of the photo folder called ``name``; nothing is created."""
+    folders = (Path(out_dir) / f"{name}_{part}" for part in ("face_mask", "face_notmask", "mask_notmask"))
+    return OutputFolders(*folders, Path(out_dir) / f"{name}_manifest.csv")
+
+
+class ManifestRow(NamedTuple):
+    """What became of one photo.
+
+    source: 'person/file'. status: ok, no_face or unreadable; reason: why not ok. source_crc32: CRC-32 of the photo's
+    bytes; None where they could not be read: the next run tries again. Of ok photos also: face, the name
+    'person/stem.jpg' in the three folders. num_faces that the detector found. landmarks (68, 2) float32, chip pixels,
+    two decimals. box: left, top, right, bottom of the white part of the attention target, chip pixels, right and
+    bottom exclusive. kind and colour (r, g, b) of the mask.
+    """
+
+    source: str
+    face: str = ""
+    status: str = "unreadable"
+    reason: str = ""
+    num_faces: int = 0
+    landmarks: np.ndarray | None = None
+    box: tuple[int, int, int, int] | None = None
+    kind: str = ""
+    colour: tuple[int, int, int] | None = None
+    seed: int = 0
+    image_size: int = 0
+    source_bytes: int = 0
+    source_crc32: int | None = None
+
+
+def row_text(row: ManifestRow) -> str:
+    """The row as a line of CSV: integers as integers, landmarks with two decimals, the colour as #rrggbb."""
+    box = row.box or [""] * 4
+    colour = "" if row.colour is None else "#{:02x}{:02x}{:02x}".format(*row.colour)
+    crc = "" if row.source_crc32 is None else row.source_crc32
+    points = [""] * 136 if row.landmarks is None else [f"{value:.2f}" for value in row.landmarks.ravel().tolist()]
+    fields = (row.num_faces, *box, row.kind, colour, row.seed, row.image_size, row.source_bytes, crc, *points)
+    return ",".join([*map(quoted, row[:4]), *map(str, fields)]) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A CSV field. (Python 3.11's csv.writer leaves a carriage return unquoted, and so breaks the row in two.)"""
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
+
+
+def parse_row(fields: list[str]) -> ManifestRow:
+    """The row that ``row_text`` wrote, from its fields; from the first 15 of them, the row without landmarks."""
+    ok = fields[2] == "ok"
+    points = fields[15:] if ok else []
+    return ManifestRow(
+        *fields[:4],
+        num_faces=int(fields[4]),
+        landmarks=np.array(points, np.float32).reshape(68, 2) if points else None,
+        box=tuple(map(int, fields[5:9])) if ok else None,
+        kind=fields[9],
+        colour=tuple(bytes.fromhex(fields[10][1:])) if ok else None,
+        seed=int(fields[11]),
+        image_size=int(fields[12]),
+        source_bytes=int(fields[13]),
+        source_crc32=int(fields[14]) if fields[14] else None,
+    )
+
+
+def scan_rows(path: Path) -> Iterator[tuple[list[str], int, int]]:
+    """Yield (fields, first byte, end byte) of each row of a manifest or a journal; of a missing file nothing.
+
+    A journal has no header and may end in a torn row, left out here, for the run that wrote it may have been killed.
+    Raises DataError for a manifest that is damaged.
+    """
+    if not path.exists():
+        return
+    is_manifest = path.suffix == ".csv"
+    start = end = 0
+    newline = False
+
+    def lines() -> Iterator[str]:
+        nonlocal end, newline
+        for line in file:
+            end, newline = end + len(line), line.endswith(b"\n")
+            yield line.decode("utf-8", "surrogateescape")
+
+    with open(path, "rb") as file:
+        try:
+            for fields in csv.reader(lines(), strict=True):
+                is_header = is_manifest and start == 0
+                if len(fields) != len(COLUMNS) or not newline or (is_header and fields != COLUMNS):
+                    break
+                if not is_header:
+                    yield fields, start, end
+                start = end
+        except csv.Error:
+            pass  # an open quote: the row is torn
+        if is_manifest and start < max(1, os.fstat(file.fileno()).st_size):
+            raise DataError(f"{path} is damaged after byte {start}. Remove it and run Image_processing.py again.")
+
+
+def read_manifest(path: str | Path) -> dict[str, ManifestRow]:
+    """All rows of a manifest by their source 'person/file'. Raises DataError if it is missing or damaged."""
+    if not Path(path).is_file():
+        raise DataError(f"There is no manifest {path}: run Data_preprocessing/Image_processing.py first.")
+    return {fields[0]: parse_row(fields) for fields, _, _ in scan_rows(Path(path))}
+
+
+def write_manifest(parts: Iterable[Path], manifest: Path) -> None:
+    """Join the rows of the old manifest and of ``parts`` (later ones win), sorted; then remove the parts.
+
+    Rows of photos that are no longer there, or are not in this run, stay, as their images do. Only the places of the
+    rows are held in memory: a million rows are more than a gigabyte.
+    """
+    places = {}
+    for path in (manifest, *parts):
+        for fields, start, end in scan_rows(path):
+            places[fields[0]] = path, start, end
+    with replacing(manifest) as temporary, open(temporary, "wb") as out:
+        files = {path: open(path, "rb") for path in {path for path, _, _ in places.values()}}
+        out.write((",".join(COLUMNS) + "\n").encode())
+        for source in sorted(places, key=sort_key):
+            path, start, end = places[source]
+            files[path].seek(start)
+            out.write(files[path].read(end - start))
+        for file in files.values():
+            file.close()
+    for path in parts:
+        path.unlink(missing_ok=True)
+
+
+def sort_key(source: str) -> list[str]:
+    """Sorts 'person/file' by person, then by file: the order in which the photos are listed."""
+    return source.split("/", 1)
+
+
+def shard_files(manifest: Path, suffix: str = ".csv") -> list[Path]:
+    """The manifest parts (or locks, or journals, by ``suffix``) of its shards that exist, sorted by name."""
+    return sorted(manifest.parent.glob(f"{glob.escape(manifest.stem)}.shard-*-of-*{suffix}"))
+
+
+def remove_leftovers(outputs: OutputFolders) -> None:
+    """Remove the temporary files of runs that were killed while they wrote."""
+    for folder in outputs[:3]:
+        for path in folder.glob("*/.*.tmp"):
+            path.unlink(missing_ok=True)
+    for path in outputs.manifest.parent.glob(f".{glob.escape(outputs.manifest.stem)}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+class BusyError(DataError):
+    """Another run is writing the same files."""
+
+
+@contextmanager
+def locked(manifest: Path, rivals: Iterable[Path] = ()) -> Iterator[None]:
+    """Hold the manifest's lock file while the block runs. Raises BusyError if it or one of ``rivals`` is held."""
+    lock = manifest.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        refuse_if_held(lock)
+        try:
+            with open(lock, "x") as file:
+                file.write(f"{os.getpid()} {platform.node()}")
+            break
+        except FileExistsError:
+            continue  # another run was quicker
+    try:
+        for rival in rivals:
+            refuse_if_held(rival)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def refuse_if_held(lock: Path) -> None:
+    """Raise BusyError if a run holds the lock; remove the lock if its run was one of this machine and is dead."""
+    try:
+        pid, _, host = lock.read_text(errors="replace").partition(" ")
+    except FileNotFoundError:
+        return
+    if host == platform.node() and pid.isdigit():
+        try:
+            os.kill(int(pid), 0)  # signal 0 only asks whether the process is there
+        except ProcessLookupError:
+            lock.unlink(missing_ok=True)
+            return
+        except PermissionError:
+            pass  # it is there, and someone else's
+    raise BusyError(
+        f"Another run (process {pid or '?'} on {host or '?'}) is writing into {lock.parent}. Wait for it; "
+        f"if it is no longer there, remove {lock}"
+    )
