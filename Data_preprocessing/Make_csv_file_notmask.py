@@ -1,0 +1,17 @@
+"""Step 3: index of the unmasked training faces: one row id,name,class per face (see make_csv.py)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from config_mask import run_script
+from Data_preprocessing import make_csv
+
+
+def main(argv=None):
+    """Run make_csv.py with the paths of config_notmask; returns the index."""
+    return make_csv.main(argv, "config_notmask", __doc__)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,78 @@
+"""Step 3: index of aligned faces: <name>/<id>.jpg -> a CSV file with the columns id,name,class.
+
+Make_csv_file_mask.py and Make_csv_file_notmask.py call this with the paths of their config.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from config_mask import add_config_arguments, config_from_args, run_script
+from Data_preprocessing.photo_files import DataError, person_folders, photos_of, replacing
+
+
+def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
+    """List every face ``<data_path>/<name>/<id>.jpg`` in ``csv_path``, sorted by name, then id.
+
+    People with one photo stay: they serve as negatives. Folders without a face are left out.
+
+    Returns:
+        What was written: id (file name without .jpg), name (of the person), class (int64, 0..C-1 by sorted name).
+
+    Raises:
+        DataError: missing folder, no sub-folders, no .jpg file in any, or a name that no CSV file can hold.
+    """
+    names, ids, counts = [], [], []
+    for person in tqdm(person_folders(data_path), desc="index", unit=" people"):
+        faces = sorted(file[:-4] for file in photos_of(data_path, person) if file.endswith(".jpg"))
+        if faces:
+            names.append(person)
+            ids += faces
+            counts.append(len(faces))
+    if not ids:
+        raise DataError(
+            f"{data_path} has no .jpg file in any sub-folder: make the aligned faces first, "
+            "with Data_preprocessing/Image_processing.py"
+        )
+    classes = np.repeat(np.arange(len(names)), counts)
+    table = pd.DataFrame({"id": ids, "name": np.repeat(np.array(names, object), counts), "class": classes})
+    with replacing(csv_path) as temporary:
+        try:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{data_path} holds a name that is not UTF-8, rename it: {error.object!r:.200}") from error
+    single = counts.count(1)
+    print(f"{len(ids)} photos of {len(names)} people, {single} of them with one photo only -> {csv_path}")
+    return table
+
+
+def main(argv=None, config_name: str = "config_mask", description: str | None = __doc__) -> pd.DataFrame:
+    """Run the script with the paths of ``config_name``, unless the command line gives others; returns the index."""
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data_path", metavar="D", help=f"one sub-folder per person (default: train_data_path of {config_name})"
+    )
+    parser.add_argument(
+        "--csv_path", metavar="FILE", help="the index to write (default: D.csv; without --data_path: train_data_index)"
+    )
+    add_config_arguments(parser)
+    parser.set_defaults(config=config_name)
+    args = parser.parse_args(argv)
+    config = config_from_args(args)
+    data_path, csv_path = config["train_data_path"], config["train_data_index"]
+    if args.data_path:
+        data_path = Path(args.data_path).expanduser().resolve()
+        if args.train_data_index is None:  # the index of other faces must not replace the config's
+            csv_path = f"{data_path}.csv"
+    return make_csv(data_path, args.csv_path or csv_path)
+
+
+if __name__ == "__main__":
+    run_script(main)
