@@ -1,0 +1,86 @@
+"""The loaders that a config describes: training triplets and test faces. Functions; nothing is built on import."""
+
+import os
+from collections.abc import Collection
+
+from Data_loader.lfw_pairs import TestSet, prepare_pairs
+from Data_loader.triplet_dataset import FaceDataset, FaceLoader, TrainDataset, TripletBatchSampler, check_files
+from Data_loader.triplets import train_index
+from Data_preprocessing.photo_files import DataError
+
+
+def V9_train_dataloader(config: dict, epoch: int = 0) -> FaceLoader:
+    """Batches of training triplets, the same whatever the number of loader processes.
+
+    A batch is a dict: images (B, 3, 3, S, S) uint8 RGB (triplet; anchor, positive, negative; channel), targets
+    (B, 3, 1, S, S) uint8 0/255 only with attention = 'supervised', triplet (B, 3) int64 rows of the index.
+    Call ``loader.batch_sampler.set_epoch(epoch)`` before each epoch (counted from 0): the processes live on.
+    ``loader.batch_sampler.names`` are the people trained on, ``loader.dataset.names[row]`` is a row's file.
+
+    Raises DataError if the index, faces or targets are missing or do not match.
+    """
+    index = train_index(config)
+    faces_path = config["train_data_path"]
+    targets_path = config["mask_data_path"] if config["attention"] == "supervised" else None
+    check_files(index.faces, faces_path, *([targets_path] if targets_path else []))
+    sampler = TripletBatchSampler(
+        index,
+        config["train_data_index"],
+        num_triplets=config["num_train_triplets"],
+        batch_size=config["train_batch_size"],
+        seed=config["seed"],
+        mode=config["triplets"],
+    )
+    sampler.set_epoch(epoch)
+    dataset = TrainDataset(index.faces, faces_path, targets_path, config["image_size"])
+    workers = num_processes(config)
+    return FaceLoader(dataset, workers, batch_sampler=sampler, persistent_workers=workers > 0)
+
+
+def test_dataloader(config: dict, trained_people: Collection[str] = ()) -> TestSet | None:
+    """The pairs on which best.pt is chosen, as LFWestMask_dataloader; None where the config names none."""
+    return _test_set(config, "LFW_data_path", "select_pairs", trained_people)
+
+
+def LFWestMask_dataloader(config: dict, trained_people: Collection[str] = ()) -> TestSet | None:
+    """LFW's pairs and its faces, unmasked and masked, aligned at the first call and cached; None without LFW_pairs.
+
+    Pairs with one of ``trained_people`` are left out and counted.
+    Raises DataError if pairs or photos are missing or laid out differently, or no pair is left.
+    """
+    return _test_set(config, "LFW_data_path", "LFW_pairs", trained_people)
+
+
+def NOTLFWestMask_dataloader(config: dict, trained_people: Collection[str] = ()) -> TestSet | None:
+    """The config's other test set, as LFWestMask_dataloader; None where the config names none."""
+    if config["NOTLFW_data_path"] is not None and config["NOTLFW_pairs"] is None:
+        raise DataError("NOTLFW_data_path is given without NOTLFW_pairs: give both, or neither")
+    return _test_set(config, "NOTLFW_data_path", "NOTLFW_pairs", trained_people)
+
+
+def _test_set(config: dict, data_key: str, pairs_key: str, trained_people: Collection[str]) -> TestSet | None:
+    data_path, pairs_path, size = config[data_key], config[pairs_key], config["image_size"]
+    if pairs_path is None:
+        return None
+    if data_path is None:
+        raise DataError(f"{pairs_key} is given without {data_key}: give both, or neither")
+    cache_path, predictor_path = config["cache_path"], config["predictor_path"]
+    pairs = prepare_pairs(pairs_path, data_path, cache_path, size, config["seed"], predictor_path, usable_processors())
+    pairs = pairs.without_people(trained_people)
+    if not len(pairs.index):
+        raise DataError(f"{pairs_path}: no pair is left to test on: {pairs.skipped}")
+    unmasked, masked = (
+        FaceLoader(FaceDataset(folder, pairs.faces, size), num_processes(config), batch_size=config["test_batch_size"])
+        for folder in (pairs.face_notmask, pairs.face_mask)
+    )
+    return TestSet(pairs, unmasked, masked)
+
+
+def num_processes(config: dict) -> int:
+    """The config's num_workers, but no more than there are processors: more would only wait for each other."""
+    return max(0, min(config["num_workers"], usable_processors()))
+
+
+def usable_processors() -> int:
+    """Processors that this process may use; on a shared server fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,291 @@
+"""Pairs files in LFW's format -> test faces: aligned once, cached, unmasked and masked."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from Data_loader.triplet_dataset import FaceLoader
+from Data_preprocessing.Image_processing import OutputFolders, output_folders, process_photos, read_manifest
+from Data_preprocessing.photo_files import DataError, is_photo_name, photos_of
+
+Photo = tuple[str, int]  # a person's name and the number of the photo
+
+MISSING, UNREADABLE, NO_FACE, TRAINED_ON = "missing photo", "unreadable photo", "no face found", "person trained on"
+REASONS = {"unreadable": UNREADABLE, "no_face": NO_FACE}  # of a manifest's status
+NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+class Pairs(NamedTuple):
+    """The pairs of a file: (P,) int64 fold from 0, the two photos, (P,) bool whether they show the same person."""
+
+    fold: np.ndarray
+    first: list[Photo]
+    second: list[Photo]
+    is_same: np.ndarray
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs whose two faces were found, and the files of these faces.
+
+    Distances come from embedding each of ``faces`` once, unmasked, masked or both:
+    ``|E[index[:, 0]] - E[index[:, 1]]|``.
+    """
+
+    face_notmask: Path  # folder of the aligned faces
+    face_mask: Path  # the same faces masked
+    faces: list[str]  # F distinct 'person/file' below both folders
+    index: np.ndarray  # (P, 2) int64, 0..F-1
+    is_same: np.ndarray  # (P,) bool
+    fold: np.ndarray  # (P,) int64, as in the file: pairs left out do not shift the folds
+    people: list[tuple[str, str]]  # P names of the two people (equal where is_same)
+    skipped: dict[str, int]  # reason -> pairs left out
+    num_pairs: int  # in the file = P + those skipped
+
+    def without_people(self, names: Collection[str]) -> "PairSet":
+        """The pairs in which none of ``names`` occurs; the others are counted as skipped ('person trained on')."""
+        names = set(names)
+        keep = np.array([names.isdisjoint(pair) for pair in self.people], bool)
+        skipped = dict(self.skipped)
+        if not keep.all():
+            skipped[TRAINED_ON] = skipped.get(TRAINED_ON, 0) + int((~keep).sum())
+        used, index = np.unique(self.index[keep], return_inverse=True)
+        return PairSet(
+            face_notmask=self.face_notmask,
+            face_mask=self.face_mask,
+            faces=[self.faces[row] for row in used],
+            index=index.reshape(-1, 2),
+            is_same=self.is_same[keep],
+            fold=self.fold[keep],
+            people=[pair for pair, kept in zip(self.people, keep, strict=True) if kept],
+            skipped=skipped,
+            num_pairs=self.num_pairs,
+        )
+
+
+class TestSet(NamedTuple):
+    """Test pairs and the loaders of their faces; batches are (n, 3, S, S) uint8 RGB in the order of ``pairs.faces``."""
+
+    __test__ = False  # pytest: this is no test
+
+    pairs: PairSet
+    unmasked: FaceLoader
+    masked: FaceLoader
+
+
+def read_pairs(pairs_path: str | Path) -> Pairs:
+    """Read a pairs file in LFW's format: ``name number number`` (same person) or ``name number name number``.
+
+    Fields are separated by tabs (then names may contain spaces) or by spaces. The folds come from the first line:
+        'N M': N folds of M same and M different pairs (LFW View 2)
+        'M':   one fold of M same and M different pairs (LFW View 1)
+        none:  10 equal folds of consecutive lines if each then has pairs of both kinds, else one fold
+
+    Raises:
+        DataError: no such file, not that format (with the line's number), counts other than the first line says, or
+            a name that would lead out of the data folder.
+    """
+    header, pairs = None, []
+    for number, line in _lines(pairs_path):
+        fields = [field.strip() for field in line.split("\t" if "\t" in line else None)]
+        if header is None and not pairs and len(fields) < 3 and all(NUMBER.fullmatch(field) for field in fields):
+            header = [int(field) for field in fields]
+        else:
+            pairs.append(_parse_pair(fields, f"{pairs_path}, line {number}"))
+    if not pairs:
+        raise DataError(f"{pairs_path} holds no pairs")
+    is_same = np.array([first[0] == second[0] for first, second in pairs])
+    fold = _folds_without_header(is_same) if header is None else _folds(header, is_same, pairs_path)
+    return Pairs(fold, [first for first, _ in pairs], [second for _, second in pairs], is_same)
+
+
+def _lines(pairs_path: str | Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, without blanks at their ends, and their numbers from 1."""
+    try:
+        text = Path(pairs_path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no pairs file {pairs_path}. For LFW it is pairs.txt of the official site (View 2), for other "
+            "photos write one in its format, or try the whole recipe on drawn faces first: "
+            "python train_maskV9.py --demo"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the pairs file {pairs_path}: {error}") from error
+    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def _parse_pair(fields: list[str], where: str) -> tuple[Photo, Photo]:
+    if len(fields) == 3:
+        photos = (fields[0], fields[1]), (fields[0], fields[2])
+    elif len(fields) == 4:
+        photos = (fields[0], fields[1]), (fields[2], fields[3])
+    else:
+        raise DataError(f"{where}: {len(fields)} fields; a pair is 'name number number' or 'name number name number'")
+    for name, number in photos:
+        if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or os.path.splitdrive(name)[0]:
+            raise DataError(f"{where}: {name!r} is not the name of a person's folder")
+        if not NUMBER.fullmatch(number):
+            raise DataError(f"{where}: {number!r} is not a photo's number (names with spaces need tabs between fields)")
+    first, second = ((name, int(number)) for name, number in photos)
+    if first == second:
+        raise DataError(f"{where}: photo {first[1]} of {first[0]} is paired with itself")
+    if len(fields) == 4 and first[0] == second[0]:
+        raise DataError(f"{where}: both photos show {first[0]}; a pair of one person is 'name number number'")
+    return first, second
+
+
+def _folds(header: list[int], is_same: np.ndarray, pairs_path: str | Path) -> np.ndarray:
+    """Fold of each pair by the first line of the file. Raises DataError if the pairs are not as it says."""
+    num_folds, half = header if len(header) == 2 else (1, header[0])
+    if len(is_same) != num_folds * 2 * half:
+        raise DataError(
+            f"{pairs_path}: the first line announces {num_folds} x 2 x {half} = {num_folds * 2 * half} pairs, "
+            f"but {len(is_same)} follow; correct or delete the first line"
+        )
+    for fold, same in enumerate(is_same.reshape(num_folds, 2 * half).sum(axis=1), start=1):
+        if same != half:
+            raise DataError(
+                f"{pairs_path}: fold {fold} has {same} same and {2 * half - same} different pairs, "
+                f"but the first line announces {half} of each; correct or delete the first line"
+            )
+    return np.repeat(np.arange(num_folds), 2 * half)
+
+
+def _folds_without_header(is_same: np.ndarray) -> np.ndarray:
+    if len(is_same) % 10 == 0:
+        share = is_same.reshape(10, -1).mean(axis=1)
+        if ((share > 0) & (share < 1)).all():
+            return np.repeat(np.arange(10), len(is_same) // 10)
+    return np.zeros(len(is_same), np.int64)
+
+
+def prepare_pairs(
+    pairs_path: str | Path,
+    data_path: str | Path,
+    cache_path: str | Path,
+    image_size: int,
+    seed: int,
+    predictor_path: str | Path,
+    workers: int | None = None,
+) -> PairSet:
+    """Align and mask every photo of the pairs that the cache does not hold yet, and return the pairs that can be used.
+
+    The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``; a photo in it is made again when its
+    source changed. Where all is cached dlib is not needed, and the photos themselves are not needed either.
+
+    Args:
+        data_path: photos as ``name/name_0001.jpg``; any number of digits, jpg, jpeg or png.
+        image_size: px, of the square faces.
+        seed: of the drawn masks.
+        workers: processes; None: one a processor.
+
+    Raises:
+        DataError: pairs file or photos are missing or laid out differently, or not one pair can be used.
+    """
+    pairs = read_pairs(pairs_path)
+    wanted = {*pairs.first, *pairs.second}
+    outputs = _cache(data_path, cache_path, image_size, seed)
+    photos = find_photos(wanted, lambda person: _photos_on_disk(data_path, person))
+    if photos:
+        process_photos(
+            data_path,
+            sorted(photos.values()),
+            outputs,
+            image_size=image_size,
+            seed=seed,
+            predictor_path=predictor_path,
+            workers=workers or os.cpu_count() or 1,
+            check_content=True,
+            desc=f"test faces of {Path(data_path).name}",
+        )
+        manifest = read_manifest(outputs.manifest)
+    else:
+        manifest = read_manifest(outputs.manifest) if outputs.manifest.is_file() else {}
+        photos = _photos_in_cache(wanted, manifest, outputs)
+        if not photos:
+            raise DataError(_nothing_found(data_path, pairs_path))
+        print(f"note: {data_path} has no photo of {pairs_path}: using the faces aligned before, in {outputs.face_mask}")
+    return _usable_pairs(pairs, photos, manifest, outputs, pairs_path)
+
+
+def _cache(data_path: str | Path, cache_path: str | Path, image_size: int, seed: int) -> OutputFolders:
+    return output_folders(Path(cache_path) / f"{Path(data_path).name}-{image_size}px-seed{seed}", "test")
+
+
+def find_photos(wanted: Iterable[Photo], files_of: Callable[[str], Iterable[str]]) -> dict[Photo, str]:
+    """``(name, number)`` -> 'person/file' of those of the ``wanted`` photos that exist.
+
+    ``files_of(person)`` lists a person's files. A photo is called <person>_<number> with any number of digits and a
+    photo's suffix; where several have one number, the first in sorted order is taken.
+    """
+    found = {}
+    for person in {name for name, _ in wanted}:
+        for file in sorted(files_of(person)):
+            prefix, _, number = os.path.splitext(file)[0].rpartition("_")
+            if prefix == person and is_photo_name(file) and NUMBER.fullmatch(number):
+                found.setdefault((person, int(number)), f"{person}/{file}")
+    return {photo: found[photo] for photo in wanted if photo in found}
+
+
+def _photos_on_disk(data_path: str | Path, person: str) -> list[str]:
+    try:
+        return photos_of(data_path, person)
+    except DataError:  # no such folder, or not to be read: its photos count as missing
+        return []
+
+
+def _photos_in_cache(wanted: Iterable[Photo], manifest: dict, outputs: OutputFolders) -> dict[Photo, str]:
+    files = {}
+    for source, row in manifest.items():
+        folders = (outputs.face_notmask, outputs.face_mask)
+        if row.status != "ok" or all(os.path.isfile(os.path.join(folder, row.face)) for folder in folders):
+            person, file = source.split("/", 1)
+            files.setdefault(person, []).append(file)
+    return find_photos(wanted, lambda person: files.get(person, []))
+
+
+def _nothing_found(data_path: str | Path, pairs_path: str | Path) -> str:
+    found = "There is no folder" if not os.path.isdir(data_path) else f"Not one photo of {pairs_path} is in"
+    return (
+        f"{found} {data_path}. It must hold one folder a person with photos called <name>/<name>_0001.jpg: for LFW "
+        "unpack lfw-funneled.tgz of the official site, or take scikit-learn's lfw_home/lfw_funneled; or try the whole "
+        "recipe on drawn faces first: python train_maskV9.py --demo"
+    )
+
+
+def _usable_pairs(
+    pairs: Pairs, photos: dict[Photo, str], manifest: dict, outputs: OutputFolders, pairs_path: str | Path
+) -> PairSet:
+    """The pairs whose two photos have a face, the others counted by the reason that the first bad photo gives."""
+    rows = {photo: manifest.get(source) for photo, source in photos.items()}
+
+    def trouble(photo: Photo) -> str | None:
+        row = rows.get(photo)
+        return MISSING if row is None else None if row.status == "ok" else REASONS.get(row.status, row.status)
+
+    reasons = [trouble(a) or trouble(b) for a, b in zip(pairs.first, pairs.second, strict=True)]
+    skipped = dict(Counter(reason for reason in reasons if reason))
+    keep = np.array([reason is None for reason in reasons])
+    if not keep.any():
+        raise DataError(f"{pairs_path}: not one of its {len(keep)} pairs can be used: {skipped}")
+    used = [(a, b) for a, b, kept in zip(pairs.first, pairs.second, keep, strict=True) if kept]
+    distinct = sorted({photo for pair in used for photo in pair})
+    number = {photo: position for position, photo in enumerate(distinct)}
+    return PairSet(
+        face_notmask=Path(outputs.face_notmask),
+        face_mask=Path(outputs.face_mask),
+        faces=[rows[photo].face for photo in distinct],
+        index=np.array([(number[a], number[b]) for a, b in used], np.int64),
+        is_same=pairs.is_same[keep],
+        fold=pairs.fold[keep],
+        people=[(a[0], b[0]) for a, b in used],
+        skipped=skipped,
+        num_pairs=len(keep),
+    )

@@ -1,0 +1,263 @@
+"""What the loader's processes do: read the faces and attention targets of triplets, or of a list of test faces."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from Data_loader.triplets import ORDER_STREAM, Index, load_triplets, stream
+from Data_preprocessing.photo_files import DataError
+
+
+class FaceNames:
+    """File names packed into one array: Python strings would be copied into every loader process, page by page,
+    because looking at one writes its reference count into the memory that the processes share."""
+
+    def __init__(self, names: Sequence[str]):
+        self._packed = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, row: int) -> str:
+        return os.fsdecode(bytes(self._packed[row]))
+
+
+class _FaceFiles(Dataset):
+    """What the data sets share. ``names[row]`` is the 'person/file' of a face, the length is the number of faces."""
+
+    def __init__(self, faces: Sequence[str], image_size: int):
+        self.names = FaceNames(faces)
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: object) -> torch.Tensor | dict[str, torch.Tensor]:
+        batch = self.batch([key])
+        return {name: rows[0] for name, rows in batch.items()} if isinstance(batch, dict) else batch[0]
+
+    def __getitems__(self, keys: list) -> object:
+        """A batch for the loader. A DataError is handed on as a value: raised in a loader process it would reach the
+        user wrapped into that process's traceback. ``FaceLoader`` raises it."""
+        try:
+            return self.batch(keys)
+        except DataError as error:
+            return error
+
+
+class TrainDataset(_FaceFiles):
+    """Triplets of faces. An item is asked for by its rows, ``dataset[anchor, positive, negative]``: which triplets an
+    epoch has is known to the sampler alone, so that the loader's processes can live on over the epochs.
+
+    An item holds
+        images: (3, 3, S, S) uint8, 0..255, RGB; anchor, positive, negative
+        targets: (3, 1, S, S) uint8, 0 or 255, white = face above the mask; absent without ``mask_data_path``
+        triplet: (3,) int64, the rows
+
+    Raises DataError, naming the file, where one is missing or broken.
+    """
+
+    def __init__(self, faces: Sequence[str], data_path: str | Path, mask_data_path: str | Path | None, image_size: int):
+        super().__init__(faces, image_size)
+        self.data_path = str(data_path)
+        self.mask_data_path = None if mask_data_path is None else str(mask_data_path)
+
+    def batch(self, triplets: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """The items of ``triplets`` stacked. Each file is decoded straight to its place: stacking copies it twice."""
+        size = self.image_size
+        batch = {"images": _empty(len(triplets), 3, 3, size, size)}
+        if self.mask_data_path is not None:
+            batch["targets"] = _empty(len(triplets), 3, 1, size, size)
+        arrays = {key: tensor.numpy() for key, tensor in batch.items()}
+        for number, triplet in enumerate(triplets):
+            for place, row in enumerate(triplet):
+                name = self.names[row]
+                read_face(os.path.join(self.data_path, name), size, arrays["images"][number, place])
+                if self.mask_data_path is not None:
+                    target = read_target(os.path.join(self.mask_data_path, name), size)
+                    arrays["targets"][number, place, 0] = target
+        return {**batch, "triplet": torch.tensor(triplets, dtype=torch.int64)}
+
+    def mean_target(self, at_most: int = 2000) -> torch.Tensor:
+        """(1, 1, S, S) float32, 0..1: the mean of the targets, or of so many spread evenly over the index."""
+        rows = np.linspace(0, len(self) - 1, min(at_most, len(self))).round().astype(int)
+        total = np.zeros((self.image_size, self.image_size), np.float64)
+        for row in rows:
+            total += read_target(os.path.join(self.mask_data_path, self.names[row]), self.image_size)
+        return torch.from_numpy(total / (255 * len(rows))).float()[None, None]
+
+
+class FaceDataset(_FaceFiles):
+    """Faces of one folder by their row: (3, S, S) uint8, 0..255, RGB."""
+
+    def __init__(self, folder: str | Path, faces: Sequence[str], image_size: int):
+        super().__init__(faces, image_size)
+        self.folder = str(folder)
+
+    def batch(self, rows: Sequence[int]) -> torch.Tensor:
+        """(len(rows), 3, S, S): the faces of these rows."""
+        batch = _empty(len(rows), 3, self.image_size, self.image_size)
+        for row, out in zip(rows, batch.numpy(), strict=True):
+            read_face(os.path.join(self.folder, self.names[row]), self.image_size, out)
+        return batch
+
+
+class TripletBatchSampler(Sampler):
+    """Batches of an epoch's triplets, as lists of [anchor, positive, negative] rows of the index.
+
+    Triplets and order are a function of (seed, epoch) alone: neither the number of loader processes nor what ran
+    before changes them. The last batch may be smaller. ``index`` is read_index's; its ``names`` are the people
+    trained on.
+    """
+
+    def __init__(self, index: Index, index_path: str | Path, num_triplets: int, batch_size: int, seed: int, mode: str):
+        self.names = index.names
+        self.batch_size = batch_size
+        self._table_of = partial(load_triplets, index_path, index.classes, num_triplets, seed, mode)
+        self._table = self._table_of(0) if mode == "fixed" else None
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch (counted from 0) that the next iteration gives, from its batch ``start_batch`` on."""
+        table = self._table_of(epoch) if self._table is None else self._table
+        order = stream(self._seed, epoch, ORDER_STREAM).permutation(len(table))
+        self._triplets = table[order[start_batch * self.batch_size :]]
+
+    @property
+    def num_triplets(self) -> int:
+        """Triplets that the next iteration gives."""
+        return len(self._triplets)
+
+    def __len__(self) -> int:
+        """Batches that the next iteration gives."""
+        return -(-len(self._triplets) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        triplets = self._triplets
+        for start in range(0, len(triplets), self.batch_size):
+            yield triplets[start : start + self.batch_size].tolist()
+
+
+class FaceLoader(DataLoader):
+    """A DataLoader for the data sets of this file; their DataErrors are raised where the batches are used."""
+
+    def __init__(self, dataset: _FaceFiles, num_workers: int, **options):
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # a loader draws a number when it starts: not from the global generator
+            **options,
+        )
+
+    def __iter__(self) -> Iterator:
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # error -> traceback -> this frame -> error: the circle would keep the processes alive
+            yield batch
+
+
+def _as_it_is(batch: object) -> object:
+    return batch
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    """A uint8 tensor to fill; in a loader process in memory that the main process sees, to spare a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # the processes are the parallelism; threads of each on top would fight for the cores
+
+
+def read_face(path: str, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Read a prepared face, resized if it has another size: (3, size, size) uint8, 0..255, RGB, written to ``out``.
+
+    Raises DataError, naming the file, if it is missing or broken.
+    """
+    face = _resized(_decode(path, cv2.IMREAD_COLOR_RGB), size)
+    out = np.empty((3, size, size), np.uint8) if out is None else out
+    for channel in range(3):
+        cv2.extractChannel(face, channel, out[channel])
+    return out
+
+
+def read_target(path: str, size: int) -> np.ndarray:
+    """Read an attention target: (size, size) uint8, 0 or 255 (JPEG blurs the border, so it is cut at the middle).
+
+    Raises DataError, naming the file, if it is missing or broken.
+    """
+    return cv2.threshold(_resized(_decode(path, cv2.IMREAD_GRAYSCALE), size), 127, 255, cv2.THRESH_BINARY)[1]
+
+
+def _decode(path: str, mode: int) -> np.ndarray:
+    try:
+        data = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(data, mode) if data.size else None
+    except OSError as error:
+        raise DataError(
+            f"Cannot read the face {path} ({error.strerror or error}). Prepare the faces again with "
+            "Data_preprocessing/Image_processing.py; test faces are prepared when validation starts"
+        ) from error
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DataError(
+            f"The face {path} is broken. Delete it and prepare the faces again with "
+            "Data_preprocessing/Image_processing.py; test faces are prepared when validation starts"
+        )
+    return image
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    # area averages do not alias when shrinking, but only repeat pixels when enlarging
+    shrinks = min(height, width) >= size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def check_files(faces: Sequence[str], *folders: str | Path) -> None:
+    """Raise DataError, with the count and the first five, if a folder lacks some of the ``faces`` ('person/file').
+
+    One directory listing a person instead of one question a file: a second or two for a million faces.
+    """
+    by_person = [(person, list(group)) for person, group in itertools.groupby(sorted(faces), key=os.path.dirname)]
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise DataError(
+                f"There is no folder {folder}. Make it with Data_preprocessing/Image_processing.py, "
+                "or try the whole recipe on drawn faces first: python train_maskV9.py --demo"
+            )
+        missing = [face for person, group in by_person for face in _missing(folder, person, group)]
+        if missing:
+            raise DataError(
+                f"{len(missing):,} of the {len(faces):,} faces of the index are missing in {folder}: "
+                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Run Data_preprocessing/"
+                "Image_processing.py, then Make_csv_file_mask.py or Make_csv_file_notmask.py again"
+            )
+
+
+def _missing(folder: str | Path, person: str, faces: list[str]) -> list[str]:
+    try:
+        present = set(os.listdir(os.path.join(folder, person)))
+    except OSError:
+        present = set()
+    return [face for face in faces if os.path.basename(face) not in present]
