@@ -1,0 +1,308 @@
+"""V9: a ResNet with CBAM in every residual block and a face attention branch, from a face photo to its embedding.
+
+Millions of parameters with ``embedding_dim`` 256 (the trunk alone is torchvision's ResNet without its last layer):
+
+| depth | trunk | with CBAM | with face attention | all (with the embedding layer) |
+|---|---|---|---|---|
+| 18 | 11.18 | 11.26 | 15.99 | 16.51 |
+| 34 | 21.28 | 21.44 | 26.17 | 26.69 |
+| 50 | 23.51 | 26.02 | 37.83 | 39.92 |
+| 101 | 42.50 | 47.25 | 59.05 | 61.15 |
+| 152 | 58.14 | 64.73 | 76.53 | 78.63 |
+"""
+
+import http.client
+import math
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import get_weight
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from Data_preprocessing.photo_files import DataError
+
+MIN_SIZE = 64  # px; below, the last feature map has fewer than the 2 x 2 cells that the head pools to
+ATTENTION = ("none", "free", "supervised")
+NEW_PARTS = frozenset({"cbam", "face_attention", "embedding"})  # modules that torchvision's ResNet does not have
+
+
+class ScaledConv2d(nn.Conv2d):
+    """Convolution that multiplies its weights by a constant at run time ("equalized learning rate").
+
+    Karras et al. 2018, section 4.1. Adagrad's first step moves every weight by the whole learning rate, 0.125 in this
+    recipe, however small the gradient. The trunk's batch normalisation takes that; these layers have none behind them.
+    With common weights (He's deviation is 0.02 for 4,608 inputs) the attention loss was 29,000 at the second batch and
+    CBAM's gates stayed shut or open (measured, depth 18). Here weights have the deviation ``std``, the constant
+    restores the size. Plain SGD, whose steps follow the gradient, moves these layers by ``scale`` squared as much.
+
+    Args:
+        std: deviation of the weights at the start; the bias, where there is one, starts at zero.
+        scale: the constant.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, std: float, scale: float, bias: bool):
+        self.std, self.scale = std, scale
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight * self.scale, self.bias)
+
+
+def hidden_conv(in_channels: int, out_channels: int, kernel_size: int, bias: bool = False) -> ScaledConv2d:
+    """A convolution with a ReLU behind it: unit weights, scaled to He's deviation (He et al. 2015, section 2.2)."""
+    scale = math.sqrt(2 / (in_channels * kernel_size**2))
+    return ScaledConv2d(in_channels, out_channels, kernel_size, std=1.0, scale=scale, bias=bias)
+
+
+def gate_conv(in_channels: int, out_channels: int, kernel_size: int, bias: bool = False) -> ScaledConv2d:
+    """The convolution before a sigmoid: small weights, so that gates and attention start near 0.5 and can move."""
+    scale = math.sqrt(1 / (in_channels * kernel_size**2))
+    return ScaledConv2d(in_channels, out_channels, kernel_size, std=0.1, scale=scale, bias=bias)
+
+
+class CBAM(nn.Module):
+    """Channel attention, then spatial attention (Woo et al. 2018, section 3): (N, C, H, W) -> the same shape.
+
+    Channel: a shared perceptron C -> C / reduction -> C on the average and on the maximum over the map, added, sigmoid.
+    Spatial: a 7 x 7 convolution on the mean and the maximum over the channels, sigmoid.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        hidden = channels // reduction
+        self.channel = nn.Sequential(hidden_conv(channels, hidden, 1), nn.ReLU(), gate_conv(hidden, channels, 1))
+        self.spatial = gate_conv(2, 1, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, maximum = F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)
+        x = x * torch.sigmoid(self.channel(mean) + self.channel(maximum))
+        maps = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        return x * torch.sigmoid(self.spatial(maps))
+
+
+class CBAMBasicBlock(BasicBlock):
+    """torchvision's block of two 3 x 3 convolutions, with CBAM before the shortcut is added (Woo et al., figure 3)."""
+
+    def __init__(self, inplanes: int, planes: int, *args: object, **kwargs: object):
+        super().__init__(inplanes, planes, *args, **kwargs)
+        self.cbam = CBAM(planes * self.expansion)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.cbam(self.bn2(self.conv2(out)))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class CBAMBottleneck(Bottleneck):
+    """torchvision's block of 1 x 1, 3 x 3 and 1 x 1 convolutions, with CBAM before the shortcut is added."""
+
+    def __init__(self, inplanes: int, planes: int, *args: object, **kwargs: object):
+        super().__init__(inplanes, planes, *args, **kwargs)
+        self.cbam = CBAM(planes * self.expansion)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.cbam(self.bn3(self.conv3(out)))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+# depth -> torchvision's block, the same with CBAM, number of blocks in the four stages (He et al. 2016, table 1)
+LAYERS = {
+    18: (BasicBlock, CBAMBasicBlock, [2, 2, 2, 2]),
+    34: (BasicBlock, CBAMBasicBlock, [3, 4, 6, 3]),
+    50: (Bottleneck, CBAMBottleneck, [3, 4, 6, 3]),
+    101: (Bottleneck, CBAMBottleneck, [3, 4, 23, 3]),
+    152: (Bottleneck, CBAMBottleneck, [3, 8, 36, 3]),
+}
+
+
+class FaceAttentionResNet(ResNet):
+    """The V9 network. Names of the trunk's weights are torchvision's.
+
+    Face attention: A = sigmoid of three 3 x 3 convolutions on the last feature map F, which becomes F * exp(A).
+    Head: average pooling to 2 x 2, flatten, one linear layer; each embedding is divided by its own length.
+    """
+
+    def __init__(self, depth: int, embedding_dim: int, attention: str, cbam: bool):
+        plain_block, cbam_block, layers = LAYERS[depth]
+        super().__init__(cbam_block if cbam else plain_block, layers, num_classes=1)
+        del self.fc  # ImageNet's classifier
+        channels = 512 * plain_block.expansion
+        self.face_attention = None if attention == "none" else face_attention(channels)
+        self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.embedding = nn.Linear(4 * channels, embedding_dim)
+        for module in self.modules():
+            if isinstance(module, ScaledConv2d):
+                module.reset_parameters()  # torchvision's constructor has given every convolution its own start
+
+    def forward(self, images: torch.Tensor, return_logits: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings and attention maps.
+
+        Args:
+            images: (N, 3, H, W) RGB, floating in [-1, 1] or uint8 0..255 (scaled here); H and W at least 64 px.
+            return_logits: give the attention before its sigmoid, as the attention loss needs it.
+
+        Returns:
+            embedding: (N, embedding_dim) float32 rows of norm 1, also inside autocast.
+            attention: (N, 1, h, w) float32 0..1 (or its logits), h = H / 32 rounded up; None without the branch.
+
+        Raises:
+            DataError: ``images`` has another shape or dtype, or is too small.
+        """
+        features = self.features(images)
+        logits = None if self.face_attention is None else self.face_attention(features).float()
+        with torch.autocast(images.device.type, enabled=False):  # the small end of the network, in float32
+            attention = None if logits is None else torch.sigmoid(logits)
+            features = features.float() if attention is None else features.float() * torch.exp(attention)
+            pooled = self.avgpool(features).flatten(1).to(self.embedding.weight.dtype)
+            # eps bounds the gradient where all outputs are zero
+            embedding = F.normalize(self.embedding(pooled).float(), dim=1, eps=1e-6)
+        return embedding, logits if return_logits else attention
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The trunk's last feature map: (N, 512 or 2048, H / 32, W / 32), sides rounded up."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.scaled(images)))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def scaled(self, images: torch.Tensor) -> torch.Tensor:
+        """``images`` in the dtype the network computes in; uint8 0..255 becomes [-1, 1]."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise DataError(f"the network takes images of shape (N, 3, H, W), not {tuple(images.shape)}")
+        if min(images.shape[2:]) < MIN_SIZE:
+            raise DataError(
+                f"the network takes images of at least {MIN_SIZE} x {MIN_SIZE} px, not {tuple(images.shape[2:])}"
+            )
+        if not images.is_floating_point() and images.dtype != torch.uint8:
+            raise DataError(f"the network takes floating images in [-1, 1] or uint8 in 0..255, not {images.dtype}")
+        kind = images.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        x = images.to(torch.get_autocast_dtype(kind) if autocast else self.conv1.weight.dtype)
+        # subtract first: exact in bfloat16 and float16, whereas x / 127.5 would lose half a grey level
+        return (x - 127.5) / 127.5 if images.dtype == torch.uint8 else x
+
+
+def face_attention(channels: int) -> nn.Sequential:
+    """The face attention branch before its sigmoid: (N, channels, h, w) -> (N, 1, h, w) logits near 0 at the start."""
+    return nn.Sequential(
+        hidden_conv(channels, 512, 3, bias=True),
+        nn.ReLU(),
+        hidden_conv(512, 512, 3, bias=True),
+        nn.ReLU(),
+        gate_conv(512, 1, 3, bias=True),
+    )
+
+
+def build_model(
+    depth: int, embedding_dim: int = 256, attention: str = "supervised", cbam: bool = True, pretrained: bool = False
+) -> FaceAttentionResNet:
+    """A new V9 network.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        embedding_dim: length of an embedding.
+        attention: 'none' (no face attention branch), 'free' or 'supervised'; the last two are one network, they differ
+            in the loss.
+        cbam: CBAM in every residual block; without, the trunk is torchvision's ResNet.
+        pretrained: start the trunk from torchvision's ImageNet weights; prints how many tensors were loaded.
+
+    Raises:
+        DataError: a value is none of those, or the ImageNet weights cannot be had.
+    """
+    if depth not in LAYERS:
+        raise DataError(f"depth {depth!r}: must be one of {', '.join(map(str, LAYERS))}")
+    if attention not in ATTENTION:
+        raise DataError(f"attention {attention!r}: must be one of {', '.join(ATTENTION)}")
+    if embedding_dim < 1:
+        raise DataError(f"embedding_dim {embedding_dim!r}: must be at least 1")
+    model = FaceAttentionResNet(depth, embedding_dim, attention, cbam)
+    if pretrained:
+        loaded, new = load_imagenet_weights(model, imagenet_state_dict(depth))
+        print(
+            f"ImageNet weights of ResNet-{depth}: {loaded} tensors loaded, {new} new ({', '.join(sorted(NEW_PARTS))})"
+        )
+    return model
+
+
+def imagenet_state_dict(depth: int) -> dict[str, torch.Tensor]:
+    """torchvision's ImageNet weights of a ResNet, from torch's cache or else downloaded into it.
+
+    Raises DataError naming the address and the cache folder if they cannot be had.
+    """
+    weights = get_weight(f"ResNet{depth}_Weights.IMAGENET1K_V1")
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        raise DataError(
+            f"pretrained: no whole copy of torchvision's weights of ResNet-{depth} ({error!r:.200}); "
+            f"download {weights.url} and put the file into {folder}, or train without pretrained"
+        ) from error
+
+
+def load_imagenet_weights(model: FaceAttentionResNet, state_dict: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Copy a torchvision ResNet's weights, all but those of its classifier ``fc``, into the network's trunk.
+
+    They were trained on colours of another scale (ImageNet's mean and deviation); the first batch normalisation adapts.
+
+    Returns:
+        Number of tensors loaded, number of the network's own that torchvision does not have.
+
+    Raises:
+        DataError: a name or shape does not match: every tensor must be used, and only our own parts may stay new.
+    """
+    own = model.state_dict()
+    trunk = {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
+    # files from before PyTorch 0.4.1 lack these counters, which nothing here reads
+    new = [key for key in own if key not in trunk and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in trunk if key not in own or own[key].shape != trunk[key].shape]
+    wrong += [key for key in new if NEW_PARTS.isdisjoint(key.split("."))]
+    if wrong:
+        raise DataError(f"these are not the weights of this ResNet: {len(wrong)} tensors do not match: {wrong[:5]}")
+    model.load_state_dict(trunk, strict=False)
+    return len(trunk), len(new)
+
+
+def resnet18_cbam(
+    embedding_dim: int = 256, attention: str = "supervised", cbam: bool = True, pretrained: bool = False
+) -> FaceAttentionResNet:
+    """V9 of depth 18; arguments as in ``build_model``."""
+    return build_model(18, embedding_dim, attention, cbam, pretrained)
+
+
+def resnet34_cbam(
+    embedding_dim: int = 256, attention: str = "supervised", cbam: bool = True, pretrained: bool = False
+) -> FaceAttentionResNet:
+    """V9 of depth 34; arguments as in ``build_model``."""
+    return build_model(34, embedding_dim, attention, cbam, pretrained)
+
+
+def resnet50_cbam(
+    embedding_dim: int = 256, attention: str = "supervised", cbam: bool = True, pretrained: bool = False
+) -> FaceAttentionResNet:
+    """V9 of depth 50; arguments as in ``build_model``."""
+    return build_model(50, embedding_dim, attention, cbam, pretrained)
+
+
+def resnet101_cbam(
+    embedding_dim: int = 256, attention: str = "supervised", cbam: bool = True, pretrained: bool = False
+) -> FaceAttentionResNet:
+    """V9 of depth 101; arguments as in ``build_model``."""
+    return build_model(101, embedding_dim, attention, cbam, pretrained)
+
+
+def resnet152_cbam(
+    embedding_dim: int = 256, attention: str = "supervised", cbam: bool = True, pretrained: bool = False
+) -> FaceAttentionResNet:
+    """V9 of depth 152; arguments as in ``build_model``."""
+    return build_model(152, embedding_dim, attention, cbam, pretrained)
