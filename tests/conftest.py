@@ -1,0 +1,56 @@
+"""What several tests need: real photos where they are, and a small drawn set prepared by the real scripts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
+from Data_preprocessing.create_pairs import create_pairs
+from Data_preprocessing.Make_sample_faces import make_sample_faces
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The tests' networks are too small for threads to pay."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """A folder with drawn people, prepared for training and testing at 64 px by the real scripts. Read only."""
+    folder = tmp_path_factory.mktemp("drawn")
+    make_sample_faces(folder / "train", people=8, photos=5, small_every=0)
+    make_sample_faces(folder / "test", people=8, photos=4, first_person=8, small_every=0)
+    Image_processing.main(
+        ["--data_path", str(folder / "train"), "--out_dir", str(folder), "--image_size", "64", "--workers", "1"]
+    )
+    for script, kind in ((Make_csv_file_mask, "mask"), (Make_csv_file_notmask, "notmask")):
+        faces = folder / f"train_face_{kind}"
+        script.main(["--data_path", str(faces), "--csv_path", f"{faces}.csv"])
+    create_pairs(folder / "test", folder / "test_pairs.txt", folds=2, pairs=12, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_options(drawn) -> list[str]:
+    """Command-line settings of a tiny training run on the drawn set; the aligned test faces are shared."""
+    values = {
+        "train_data_path": drawn / "train_face_mask",
+        "notmask_data_path": drawn / "train_face_notmask",
+        "mask_data_path": drawn / "train_mask_notmask",
+        "train_data_index": drawn / "train_face_mask.csv",
+        "LFW_data_path": drawn / "test",
+        "LFW_pairs": drawn / "test_pairs.txt",
+        "cache_path": drawn / "cache",
+        "model": 18,
+        "image_size": 64,
+        "embedding_dim": 16,
+        "num_train_triplets": 24,
+        "train_batch_size": 8,
+        "num_workers": 0,
+        "epochs": 2,
+    }
+    return [part for key, value in values.items() for part in (f"--{key}", str(value))] + ["--device", "cpu"]

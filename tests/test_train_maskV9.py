@@ -1,0 +1,253 @@
+"""The training script: its story run for real on a tiny drawn set, and its functions one by one."""
+
+import csv
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import train_maskV9
+import validate_on_LFW
+from config_mask import config
+from Data_preprocessing.photo_files import DataError
+from Losses.epoch_figures import Tally
+from Losses.Triplet_loss import hard_triplet_loss
+from Models.checkpoint import load_checkpoint
+from train_maskV9 import make_optimizer, scheduled_rate, set_learning_rate, train_one_epoch
+
+FIRST_COLUMNS = (
+    "epoch,learning_rate,triplet_loss,attention_loss,attention_iou,hard_triplets,hard_share,positive_distance,"
+    "negative_distance,images_per_second,peak_memory_mb,seconds"
+).split(",") + [
+    f"{protocol}_{column}"
+    for protocol in ("unmasked", "masked", "cross")
+    for column in ("auc", "accuracy", "accuracy_std", "tar_1e-3", "tar_1e-2", "eer", "best_distance", "pairs")
+]
+VARYING = {"images_per_second", "peak_memory_mb", "seconds"}
+
+
+def read_metrics(path, drop=VARYING):
+    with open(path, newline="") as file:
+        return [{k: v for k, v in row.items() if k not in drop} for row in csv.DictReader(file)]
+
+
+def train(options, output, *more):
+    return train_maskV9.main([*options, "--output_path", str(output), *more])
+
+
+@pytest.fixture(scope="module")
+def two_epochs(drawn_options, tmp_path_factory):
+    """A run of two epochs, from nothing: no checkpoint, no LFW loader but the one named, no GPU."""
+    output = tmp_path_factory.mktemp("two_epochs")
+    return output, train(drawn_options, output, "--learning_rate_schedule", "[(0, 0.1), (1, 0.05)]")
+
+
+def test_a_run_writes_what_the_readme_says(two_epochs):
+    output, result = two_epochs
+    run = result["run"]
+    written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert written == {
+        *(f"Model_training_checkpoints/{run}/{name}.pt" for name in ("last", "best", "epoch_001", "epoch_002")),
+        *(f"logs/{run}/{name}" for name in ("config.json", "metrics.csv", "train.log")),
+        *(f"ROC_images/{run}/lfw_epoch_{epoch:03d}.png" for epoch in (1, 2)),
+    }
+    with open(result["metrics"], newline="") as file:
+        assert next(csv.reader(file))[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
+    saved = json.loads((output / "logs" / run / "config.json").read_text())
+    assert saved.keys() == config.keys() and saved["embedding_dim"] == 16
+
+
+def test_the_logged_rate_is_the_one_in_use(two_epochs):
+    output, result = two_epochs
+    rows = read_metrics(result["metrics"])
+    assert [float(row["learning_rate"]) for row in rows] == [0.1, 0.05]
+    # Adagrad's own decay: lr / (1 + (steps - 1) * 1e-4) of the last step
+    assert 0.05 * 0.999 < float(rows[1]["decayed_rate"]) < 0.05
+    last = load_checkpoint(result["checkpoints"] / "last.pt")
+    assert last["optimizer"]["param_groups"][0]["lr"] == 0.05
+    assert "lr 0.05" in (output / "logs" / result["run"] / "train.log").read_text()
+
+
+def test_a_checkpoint_is_complete_and_plain(two_epochs):
+    _, result = two_epochs
+    checkpoint = load_checkpoint(result["checkpoints"] / "last.pt")  # weights_only=True: tensors and plain types only
+    assert {"model", "optimizer", "config", "progress", "train_people", "random_state", "metrics"} <= checkpoint.keys()
+    assert checkpoint["progress"]["epoch"] == 2 and len(checkpoint["train_people"]) == 8
+    assert list(checkpoint["config"]) == list(config)
+
+
+def test_one_epoch_and_resume_equals_two(two_epochs, drawn_options, tmp_path):
+    _, whole = two_epochs
+    schedule = ("--learning_rate_schedule", "[(0, 0.1), (1, 0.05)]")
+    train(drawn_options, tmp_path, *schedule, "--epochs", "1", "--run_name", "parts")
+    resumed = train_maskV9.main(["--resume", "--output_path", str(tmp_path), "--epochs", "2", "--device", "cpu"])
+    assert resumed["run"] == "parts"
+    assert read_metrics(resumed["metrics"]) == read_metrics(whole["metrics"])
+    one, two = (load_checkpoint(result["checkpoints"] / "last.pt") for result in (whole, resumed))
+    assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
+    sums = [state["optimizer"]["state"][0]["sum"] for state in (one, two)]
+    assert torch.equal(*sums)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_figures_with_loader_processes(two_epochs, drawn_options, tmp_path, workers):
+    _, alone = two_epochs
+    schedule = ("--learning_rate_schedule", "[(0, 0.1), (1, 0.05)]")
+    result = train(drawn_options, tmp_path, *schedule, "--num_workers", str(workers))
+    assert read_metrics(result["metrics"]) == read_metrics(alone["metrics"])
+
+
+def test_an_older_checkpoint_does_not_overwrite_a_run_that_went_on(two_epochs, tmp_path):
+    _, result = two_epochs
+    with pytest.raises(DataError, match=r"has gone on to epoch 2.*--run_name"):
+        train_maskV9.main(["--resume", str(result["checkpoints"] / "epoch_001.pt"), "--device", "cpu"])
+
+
+def test_a_run_never_touches_an_old_one(two_epochs, drawn_options):
+    output, result = two_epochs
+    with pytest.raises(DataError, match="already"):
+        train(drawn_options, output, "--run_name", result["run"])
+
+
+def test_resume_refuses_another_architecture(two_epochs):
+    _, result = two_epochs
+    with pytest.raises(DataError, match="embedding_dim = 32, there 16"):
+        train_maskV9.main(["--resume", str(result["checkpoints"] / "last.pt"), "--embedding_dim", "32"])
+
+
+def test_resume_without_any_run_says_so(tmp_path):
+    with pytest.raises(DataError, match=r"no last\.pt"):
+        train_maskV9.main(["--resume", "--output_path", str(tmp_path)])
+
+
+def test_validate_rebuilds_the_network_from_the_checkpoint_alone(two_epochs, drawn, tmp_path):
+    output, result = two_epochs
+    report = validate_on_LFW.main(
+        ["--output_path", str(output), "--data_path", str(drawn / "test"),
+         "--pairs_path", str(drawn / "test_pairs.txt"),
+         "--cache_path", str(drawn / "cache"), "--json", str(tmp_path / "figures.json"), "--device", "cpu"]
+    )  # fmt: skip
+    assert report["checkpoint"].endswith("best.pt") and (tmp_path / "figures.json").exists()
+    assert json.loads((tmp_path / "figures.json").read_text()) == report
+    best = load_checkpoint(report["checkpoint"])
+    row = read_metrics(result["metrics"])[best["progress"]["epoch"] - 1]
+    for protocol, summary in report["protocols"].items():
+        assert summary["auc"] == pytest.approx(float(row[f"{protocol}_auc"]), abs=1e-5)
+        assert {"accuracy", "accuracy_std", "tar_1e-3", "tar_1e-2", "eer", "best_distance", "pairs", "skipped"} <= set(
+            summary
+        )
+    assert list((output / "ROC_images").rglob("best_test.png"))
+
+
+def test_people_trained_on_are_left_out_of_the_score(two_epochs, drawn):
+    output, _ = two_epochs
+    # pairs of the training people: nothing may be left to score
+    from Data_preprocessing.create_pairs import create_pairs
+
+    pairs = output / "train_pairs.txt"
+    create_pairs(drawn / "train", pairs, folds=2, pairs=4, seed=0)
+    with pytest.raises(DataError, match="trained on"):
+        validate_on_LFW.main(
+            ["--output_path", str(output), "--data_path", str(drawn / "train"), "--pairs_path", str(pairs),
+             "--cache_path", str(drawn / "cache"), "--device", "cpu"]
+        )  # fmt: skip
+
+
+def test_training_and_validation_on_prepared_faces_never_import_dlib(two_epochs, drawn_options, tmp_path):
+    # two_epochs filled the cache of test faces; with dlib forbidden everything must still run
+    code = (
+        "import sys; sys.modules['dlib'] = None; import train_maskV9, validate_on_LFW; "
+        f"train_maskV9.main({[*drawn_options, '--epochs', '1', '--output_path', str(tmp_path)]!r}); "
+        f"validate_on_LFW.main({['--output_path', str(tmp_path), *drawn_options]!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rates_follow_the_schedule_before_the_first_step():
+    schedule = config["learning_rate_schedule"]
+    rates = [scheduled_rate(schedule, epoch) for epoch in (0, 18, 19, 59, 60, 89, 90, 119, 120, 159, 160, 189)]
+    assert rates == [0.125, 0.125, 0.0625, 0.0625, 0.0155, 0.0155, 0.003, 0.003, 0.0001, 0.0001, 0.00006, 0.00006]
+    optimizer = make_optimizer("adagrad", [torch.nn.Parameter(torch.ones(1))])
+    set_learning_rate(optimizer, schedule, 60)
+    assert optimizer.param_groups[0]["lr"] == 0.0155 and optimizer.param_groups[0]["lr_decay"] == 1e-4
+
+
+class Stub(torch.nn.Module):
+    """A network whose embedding of an image is a learned factor times its first two pixels."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+    def forward(self, images, return_logits=False):
+        return images.flatten(1)[:, :2].float() * self.factor, None
+
+
+def stub_loader(*pixels):
+    """One batch of one triplet whose images begin with the given pixels."""
+    images = torch.zeros(1, 3, 3, 4, 4, dtype=torch.uint8)
+    for image, values in zip(images[0], pixels, strict=True):
+        image.view(-1)[:2] = torch.tensor(values, dtype=torch.uint8)
+    batch = {"images": images, "triplet": torch.tensor([[2, 0, 1]])}
+
+    class Loader(list):
+        dataset = SimpleNamespace(names=[f"person/{row}.jpg" for row in range(3)], data_path="faces")
+
+    return Loader([batch])
+
+
+def run_stub(model, loader):
+    optimizer = make_optimizer("sgd", model.parameters())
+    return train_one_epoch(
+        model, loader, optimizer, torch.device("cpu"), margin=0.5, embedding_scale=1.0, attention_weight=1.0
+    )
+
+
+def test_no_hard_triplet_no_step():
+    model = Stub()
+    figures = run_stub(model, stub_loader((0, 0), (0, 1), (9, 0)))
+    assert model.factor.item() == 1.0
+    assert figures["hard_triplets"] == 0 and figures["triplet_loss"] is None
+    assert figures["positive_distance"] == pytest.approx(1) and figures["negative_distance"] == pytest.approx(9)
+    model = Stub()
+    figures = run_stub(model, stub_loader((0, 0), (0, 9), (1, 0)))
+    assert model.factor.item() != 1.0
+    assert figures["hard_triplets"] == 1 and figures["triplet_loss"] == pytest.approx(0.5 + 9 - 1)
+
+
+def test_a_non_finite_loss_names_the_files():
+    with pytest.raises(DataError, match=r"loss became nan.*person/0.jpg, person/1.jpg, person/2.jpg"):
+        run_stub(Stub(float("nan")), stub_loader((1, 1), (1, 2), (3, 1)))
+
+
+def test_collapse_is_detected():
+    def tally_of(embeddings):
+        tally = Tally(embedding_scale=10)
+        triplet = hard_triplet_loss(*embeddings, margin=0.5)
+        tally.add_triplets(triplet, int(triplet.hard.sum()))
+        return tally
+
+    rng = np.random.default_rng(0)
+    alike = torch.ones(3, 50, 8) + 1e-5 * torch.tensor(rng.normal(size=(3, 50, 8)))
+    assert tally_of(alike).collapsed()
+    assert not tally_of(torch.tensor(rng.normal(size=(3, 50, 8)))).collapsed()
+
+
+def test_the_epoch_loss_is_the_mean_over_hard_triplets():
+    tally = Tally(embedding_scale=1)
+    triplets = [
+        SimpleNamespace(loss=torch.tensor(loss), hard=torch.arange(4) < hard, positive_distance=torch.ones(4),
+                        negative_distance=torch.ones(4))
+        for loss, hard in ((2.0, 1), (1.0, 3), (0.0, 0))
+    ]  # fmt: skip
+    for triplet in triplets:
+        tally.add_triplets(triplet, int(triplet.hard.sum()))
+    figures = tally.figures(seconds=2.0)
+    assert figures["triplet_loss"] == pytest.approx((2 * 1 + 1 * 3) / 4)
+    assert figures["hard_share"] == pytest.approx(4 / 12) and figures["images_per_second"] == pytest.approx(18)

@@ -1,0 +1,305 @@
+"""Score a checkpoint on pairs of faces, masked and unmasked: AUC, accuracy over folds, TAR at FAR, ROC picture.
+
+Without arguments: the newest best.pt on the config's LFW photos and pairs.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from config_mask import ROOT, add_config_arguments, config_from_args, run_script
+from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
+from Data_preprocessing.photo_files import DataError, replacing, write_whole
+from Models.checkpoint import choose_device, load_checkpoint, network_from_checkpoint, newest_checkpoint
+
+# which faces stand on the two sides of a pair
+PROTOCOLS = {"unmasked": ("unmasked", "unmasked"), "masked": ("masked", "masked"), "cross": ("unmasked", "masked")}
+FAR_TARGETS = {"tar_1e-3": 1e-3, "tar_1e-2": 1e-2}
+
+
+class Evaluation(NamedTuple):
+    """What ``evaluate_lfw`` returns; arrays (num_folds,) hold one value per fold, NaN where a fold cannot tell."""
+
+    true_positive_rate: np.ndarray  # (T,) over all pairs, at every distinct distance
+    false_positive_rate: np.ndarray  # (T,)
+    precision: np.ndarray  # (num_folds,)
+    recall: np.ndarray  # (num_folds,)
+    accuracy: np.ndarray  # (num_folds,)
+    roc_auc: float
+    best_distances: np.ndarray  # (num_folds,) threshold with the best accuracy on the other folds
+    tar: np.ndarray  # (num_folds,)
+    far: np.ndarray  # (num_folds,)
+
+
+def evaluate_lfw(
+    distances: np.ndarray,
+    labels: np.ndarray,
+    epoch: int | str = "",
+    tag: str = "",
+    version: str = "",
+    pltshow: bool = True,
+    num_folds: int = 10,
+    far_target: float = 1e-3,
+    folds: np.ndarray | None = None,
+) -> Evaluation:
+    """Verification figures of pairs of faces by the LFW View 2 protocol (Huang et al. 2007).
+
+    A pair is called the same person when its distance is at most the threshold. Thresholds are chosen on all folds but
+    one and measured on that one. The ROC curve and its area use every pair and every distinct distance, so they are
+    exact, ties included.
+
+    Args:
+        distances: (P,) distance of each pair, any scale.
+        labels: (P,) bool, True where both photos show the same person.
+        epoch, tag, version: name the ROC picture ``ROC_images/<version>_<tag>_<epoch>.png``; empty parts are left out.
+        pltshow: write that picture.
+        num_folds: number of folds of equal size in the order of the pairs; not used if ``folds`` is given.
+        far_target: false accept rate that the threshold for ``tar`` may reach at most.
+        folds: (P,) fold of each pair. Give it when pairs were skipped, so that the folds do not shift.
+
+    Returns:
+        Evaluation, a tuple: true_positive_rate, false_positive_rate, precision, recall, accuracy, roc_auc,
+        best_distances, tar, far.
+
+    Raises:
+        DataError: shapes differ, a distance is not finite, there are no same or no different pairs, or under two folds.
+    """
+    distances, labels, folds = _checked(distances, labels, num_folds, folds)
+    order = np.argsort(distances, kind="stable")
+    distances, labels, folds = distances[order], labels[order], folds[order]
+    last_of_tie = np.append(distances[1:] != distances[:-1], True)
+    # row 0: "accept nothing"; row t: accept every pair up to the t-th distinct distance. One column per fold.
+    in_fold = folds[:, None] == np.arange(folds.max() + 1)
+    same = _counts_up_to(in_fold & labels[:, None], last_of_tie)
+    different = _counts_up_to(in_fold & ~labels[:, None], last_of_tie)
+    thresholds = np.append(np.nextafter(distances[0], -np.inf), distances[last_of_tie])
+
+    all_same, all_different = same.sum(1), different.sum(1)
+    true_positive_rate, false_positive_rate = all_same / all_same[-1], all_different / all_different[-1]
+    roc_auc = float(np.trapezoid(true_positive_rate, false_positive_rate))
+
+    # the same counts over the other folds, on which thresholds are chosen
+    same_rest, different_rest = all_same[:, None] - same, all_different[:, None] - different
+    correct = same_rest + (different_rest[-1] - different_rest)
+    best = correct.argmax(0)  # the smallest of the best thresholds
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tp, fp = _at(same, best), _at(different, best)
+        precision = np.where(tp + fp > 0, tp / (tp + fp), 0.0)
+        recall = tp / same[-1]
+        accuracy = (tp + different[-1] - fp) / (same[-1] + different[-1])
+        allowed = different_rest <= far_target * different_rest[-1]
+        # the largest allowed threshold that is a distance of the other folds, so that the fold itself has no say
+        seen = np.diff(same_rest + different_rest, axis=0, prepend=-1) > 0
+        strict = np.where(allowed & seen, np.arange(len(thresholds))[:, None], 0).max(0)
+        tar, far = _at(same, strict) / same[-1], _at(different, strict) / different[-1]
+    result = Evaluation(
+        true_positive_rate, false_positive_rate, precision, recall, accuracy, roc_auc, thresholds[best], tar, far
+    )
+    if pltshow:
+        name = "_".join(str(part) for part in (version, tag, epoch) if str(part)) or "ROC"
+        plot_roc({tag or "pairs": result}, ROOT / "ROC_images" / f"{name}.png", title=name)
+    return result
+
+
+def _checked(distances, labels, num_folds, folds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Arrays of equal length with folds numbered 0..K-1, or DataError."""
+    distances, labels = np.asarray(distances, np.float64), np.asarray(labels).astype(bool)
+    if distances.ndim != 1 or distances.shape != labels.shape or (folds is not None and len(folds) != len(labels)):
+        raise DataError(f"distances {distances.shape}, labels {labels.shape} and folds must be lists of one length.")
+    if not np.isfinite(distances).all():
+        bad = np.flatnonzero(~np.isfinite(distances))
+        raise DataError(f"{len(bad)} of {len(distances)} distances are not finite (first: pair {bad[0]}): no score.")
+    if labels.all() or not labels.any():
+        raise DataError(f"{labels.sum()} same and {(~labels).sum()} different pairs: a score needs some of both.")
+    if folds is None:
+        folds = np.repeat(np.arange(num_folds), [len(part) for part in np.array_split(labels, num_folds)])
+    folds = np.unique(folds, return_inverse=True)[1]
+    if folds.max() < 1:
+        raise DataError("The pairs lie in one fold: accuracy needs at least two (thresholds come from the others).")
+    return distances, labels, folds
+
+
+def _counts_up_to(members: np.ndarray, last_of_tie: np.ndarray) -> np.ndarray:
+    """(T + 1, folds): how many of ``members`` (P, folds) lie at or below each distinct distance, 0 first."""
+    counts = np.cumsum(members, axis=0)[last_of_tie]
+    return np.vstack([np.zeros_like(counts[:1]), counts])
+
+
+def _at(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return counts[rows, np.arange(counts.shape[1])]
+
+
+def equal_error_rate(true_positive_rate: np.ndarray, false_positive_rate: np.ndarray) -> float:
+    """Rate at which false accepts and false rejects are equally frequent, interpolated on the ROC curve."""
+    gap = false_positive_rate - (1 - true_positive_rate)  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    before = max(after - 1, 0)
+    share = 0.0 if gap[after] == gap[before] else -gap[before] / (gap[after] - gap[before])
+    return float(false_positive_rate[before] + share * (false_positive_rate[after] - false_positive_rate[before]))
+
+
+def summarise(distances: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[dict, Evaluation]:
+    """One protocol's figures: ``{"auc", "accuracy", ..., "pairs"}``; a TAR is None where too few pairs resolve it."""
+    evaluation = evaluate_lfw(distances, labels, pltshow=False, folds=folds)
+    summary = {
+        "auc": evaluation.roc_auc,
+        "accuracy": float(np.mean(evaluation.accuracy)),
+        "accuracy_std": float(np.std(evaluation.accuracy)),
+    }
+    fewest_different = min(np.sum(~labels[folds != fold]) for fold in np.unique(folds))
+    for key, far_target in FAR_TARGETS.items():
+        tar = evaluate_lfw(distances, labels, pltshow=False, far_target=far_target, folds=folds).tar
+        resolved = fewest_different * far_target >= 1  # at least one false accept must be allowed
+        summary[key] = float(np.nanmean(tar)) if resolved else None
+    summary |= {
+        "eer": equal_error_rate(evaluation.true_positive_rate, evaluation.false_positive_rate),
+        "best_distance": float(np.mean(evaluation.best_distances)),
+        "pairs": len(labels),
+        "recall": float(np.nanmean(evaluation.recall)),
+        "precision": float(np.mean(evaluation.precision)),
+    }
+    return summary, evaluation
+
+
+@torch.inference_mode()
+def embed_faces(model: torch.nn.Module, loader, device: torch.device) -> np.ndarray:
+    """Embeddings (N, embedding_dim) float32, rows of norm 1, of a loader's uint8 RGB face batches (B, 3, H, W)."""
+    model.eval()
+    return np.concatenate([model(faces.to(device, non_blocking=True))[0].cpu().numpy() for faces in loader])
+
+
+def evaluate_pairs(model: torch.nn.Module, test_set, device: torch.device) -> tuple[dict, dict]:
+    """Score ``model`` on a test set (as Data_loader_facenet_mask gives it) in the three protocols.
+
+    Each distinct face is embedded once masked and once unmasked, whatever the number of pairs it is in.
+
+    Returns:
+        {protocol: summary}, {protocol: Evaluation}; see ``summarise``. Skipped pairs are in each summary.
+    """
+    pairs = test_set.pairs
+    embeddings = {side: embed_faces(model, getattr(test_set, side), device) for side in ("unmasked", "masked")}
+    summaries, evaluations = {}, {}
+    for protocol, (first, second) in PROTOCOLS.items():
+        difference = embeddings[first][pairs.index[:, 0]] - embeddings[second][pairs.index[:, 1]]
+        distances = np.linalg.norm(difference, axis=1)
+        summaries[protocol], evaluations[protocol] = summarise(distances, pairs.is_same, pairs.fold)
+        summaries[protocol]["skipped"] = dict(pairs.skipped)
+    return summaries, evaluations
+
+
+def plot_roc(evaluations: dict[str, Evaluation], path: str | Path, title: str = "") -> None:
+    """Write the ROC curves of several protocols as one PNG: AUC in the legend, an inset with logarithmic FAR."""
+    figure = Figure(figsize=(6.5, 6))  # not a pyplot figure: nothing stays open
+    axes = figure.subplots()
+    inset = axes.inset_axes([0.42, 0.3, 0.54, 0.4])
+    for name, e in evaluations.items():
+        axes.plot(e.false_positive_rate, e.true_positive_rate, label=f"{name}: AUC {e.roc_auc:.4f}")
+        inset.plot(np.maximum(e.false_positive_rate, 1e-4), e.true_positive_rate)
+    axes.plot([0, 1], [0, 1], color="0.8", linestyle="--", linewidth=1)
+    axes.set(xlabel="false accept rate", ylabel="true accept rate", title=title, xlim=(0, 1), ylim=(0, 1.005))
+    inset.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.005))
+    inset.set_title("false accept rate, logarithmic", fontsize=8)
+    for each in (axes, inset):
+        each.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+
+
+def format_table(summaries: dict) -> str:
+    """The protocols' figures as a table for the screen."""
+    lines = ["protocol     AUC     accuracy          TAR@1e-3  TAR@1e-2  EER     distance  recall  precision  pairs"]
+    for protocol, s in summaries.items():
+        tars = ["-" if s[key] is None else f"{s[key]:.3f}" for key in FAR_TARGETS]
+        lines.append(
+            f"{protocol:<11}  {s['auc']:.4f}  {s['accuracy']:.4f} +- {s['accuracy_std']:.4f}  {tars[0]:<8}  "
+            f"{tars[1]:<8}  {s['eer']:.4f}  {s['best_distance']:<8.3f}  {s['recall']:.3f}   {s['precision']:.3f}      "
+            f"{s['pairs']}"
+        )
+    skipped = next(iter(summaries.values()))["skipped"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count) or "none"
+    return "\n".join([*lines, f"pairs skipped: {reasons}"])
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
+    parser.add_argument("--data_path", metavar="FOLDER", help="photos, one folder per person (default: LFW_data_path)")
+    parser.add_argument("--pairs_path", metavar="FILE", help="pairs in LFW's format (default: LFW_pairs)")
+    parser.add_argument(
+        "--picture", metavar="PATH", help="ROC picture (default: ROC_images/<run>/<checkpoint>_<data>.png)"
+    )
+    parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
+    add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def find_checkpoint(path: str | None, output_path: str) -> Path:
+    """The checkpoint asked for, or the newest best.pt. Raises DataError if there is none."""
+    found = Path(path) if path else newest_checkpoint(output_path, "best.pt")
+    if found is None:
+        raise DataError(
+            f"There is no best.pt under {output_path}/Model_training_checkpoints: train first "
+            "(python train_maskV9.py, or --demo for a quick one), or give --checkpoint PATH."
+        )
+    return found
+
+
+def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tuple[str, str]:
+    """Photos and pairs to test on: what the command line says, else the config's, else those of the training run."""
+    if args.data_path or args.pairs_path:
+        return args.data_path or config["LFW_data_path"], args.pairs_path or config["LFW_pairs"]
+    chosen = config
+    if args.LFW_data_path is None and args.LFW_pairs is None and not Path(config["LFW_pairs"]).exists():
+        chosen = trained_with  # such as the drawn people of the demo
+    return chosen["LFW_data_path"], chosen["LFW_pairs"]
+
+
+def main(argv=None) -> dict:
+    args = parse_args(argv)
+    config = config_from_args(args)
+    path = find_checkpoint(args.checkpoint, config["output_path"])
+    checkpoint = load_checkpoint(path)
+    trained_with = checkpoint["config"]
+    device = choose_device(args.device)
+    model = network_from_checkpoint(checkpoint, path).to(device)
+    data_path, pairs_path = test_paths(args, config, trained_with)
+    print(
+        f"checkpoint {path}, epoch {checkpoint['progress']['epoch']}\nphotos     {data_path}\npairs      {pairs_path}"
+    )
+
+    start = time.perf_counter()
+    # size and seed of the training run: its test faces may be aligned and masked already
+    same = {key: trained_with[key] for key in ("image_size", "seed")}
+    settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
+    test_set = LFWestMask_dataloader(settings, checkpoint["train_people"])
+    aligned = time.perf_counter()
+    summaries, evaluations = evaluate_pairs(model, test_set, device)
+    print(format_table(summaries))
+    print(f"aligning or reading the cache took {aligned - start:.1f} s, scoring {time.perf_counter() - aligned:.1f} s")
+
+    picture = args.picture or Path(
+        config["output_path"], "ROC_images", path.parent.name, f"{path.stem}_{Path(data_path).name}.png"
+    )
+    plot_roc(evaluations, picture, title=f"{path.parent.name}, {path.name} on {Path(data_path).name}")
+    print(f"ROC picture: {picture}")
+    report = {"checkpoint": str(path), "protocols": summaries}
+    if args.json:
+        write_whole(args.json, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    run_script(main)
