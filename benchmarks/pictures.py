@@ -1,0 +1,66 @@
+"""Make docs/pictures/steps.png, the README's row of pictures: photo, aligned face, masked face, attention target.
+
+The people are drawn, so that no photograph of anybody is published. The README's ROC picture is the demo's:
+python train_maskV9.py --demo && python validate_on_LFW.py --picture docs/pictures/roc.png
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config_mask import ROOT, add_config_arguments, config_from_args, run_script
+from Data_preprocessing.Image_processing import output_folders, process_photos
+from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.photo_files import iter_photos, read_photo, replacing
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--people", type=int, default=2, help="drawn people, one row each (%(default)s)")
+    parser.add_argument("--height", type=int, default=200, help="of a row, px (%(default)s)")
+    parser.add_argument("--picture", default=ROOT / "docs" / "pictures" / "steps.png", help="where to write")
+    add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def steps(photo: str, data_path: Path, outputs, height: int) -> np.ndarray:
+    """One row: the photo and what step 2 made of it, each ``height`` px high, (height, W, 3) uint8 RGB."""
+    face = Path(photo).with_suffix(".jpg")
+    folders = (data_path, outputs.face_notmask, outputs.face_mask, outputs.mask_notmask)
+    images = [
+        Image.fromarray(read_photo(folder / name)) for folder, name in zip(folders, [photo, *[face] * 3], strict=True)
+    ]
+    scaled = [image.resize((round(image.width * height / image.height), height), Image.LANCZOS) for image in images]
+    gap = np.full((height, 6, 3), 255, np.uint8)
+    return np.hstack([part for image in scaled for part in (np.asarray(image), gap)][:-1])
+
+
+def main(argv=None) -> Path:
+    args = parse_args(argv)
+    config = config_from_args(args)
+    with tempfile.TemporaryDirectory() as folder:
+        data_path, outputs = Path(folder, "drawn"), output_folders(folder, "drawn")
+        make_sample_faces(data_path, args.people, 1, seed=config["seed"], small_every=0)
+        photos = list(iter_photos(data_path))
+        process_photos(
+            data_path, photos, outputs, image_size=256, seed=config["seed"], predictor_path=config["predictor_path"]
+        )
+        rows = [steps(photo, data_path, outputs, args.height) for photo in photos]
+    width = max(row.shape[1] for row in rows)
+    rows = [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    with replacing(args.picture) as temporary:
+        Image.fromarray(np.vstack(rows)[:-6]).save(temporary, "PNG", optimize=True)
+    print(f"written: {args.picture}")
+    return Path(args.picture)
+
+
+if __name__ == "__main__":
+    run_script(main)
