@@ -50,11 +50,15 @@ config = {
     # ^ (first epoch, counted from 0; learning rate)
     "epochs": 190,
     "patience": None,  # stop after so many epochs without a better selection AUC
-    "train_batch_size": 20,  # triplets (three images each); 20 fit into 11 GB at 256 px
+    "train_batch_size": 20,  # triplets (three images each) of a process, so of a GPU; 20 fit into 11 GB at 256 px.
+    # ^ torchrun with K processes makes steps on K times as many; the recipe's steps are those on 20 in all
     "test_batch_size": 64,  # images
     "num_train_triplets": 100000,  # an epoch
     "triplets": "fixed",  # fixed: one random table for all epochs (the recipe); new: one table per epoch
-    "num_workers": 6,  # processes that load images
+    "packed": False,  # look at triplets without gradient first and train on full batches of hard ones: fewer steps
+    "compile": False,  # torch.compile: minutes at the start for faster steps; needs a C++ compiler
+    "activation_checkpointing": False,  # compute each block twice instead of keeping its activations: less memory
+    "num_workers": 6,  # processes that load images, for each training process
     "seed": 0,
     "save_every": 1,  # epochs between two epoch_NNN.pt
 }
@@ -179,6 +183,8 @@ def check_config(final: dict) -> None:
             raise DataError(f"{key} = {final[key]!r}: must be 0 or greater")
     if final["image_size"] < 64:
         raise DataError(f"image_size = {final['image_size']}: the network needs at least 64 px")
+    if final["compile"] and final["activation_checkpointing"]:
+        raise DataError("compile and activation_checkpointing do not go together: switch one of them off")
     check_schedule(final["learning_rate_schedule"])
 
 

@@ -3,6 +3,7 @@
 python train_maskV9.py            with the settings of config_mask.py (--config config_notmask: unmasked faces)
 python train_maskV9.py --demo     on drawn faces, from nothing, in minutes on a laptop
 python train_maskV9.py --resume   go on with the newest run
+torchrun --nproc_per_node=4 train_maskV9.py       on four GPUs (see Models/distributed.py)
 """
 
 import argparse
@@ -18,55 +19,67 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config_mask import DEMO, DEMO_FACES, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import (
+    FaceLoader,
     LFWestMask_dataloader,
     NOTLFWestMask_dataloader,
+    TestSet,
     V9_train_dataloader,
     test_dataloader,
 )
 from Data_preprocessing.photo_files import DataError
-from Losses.Attention_loss import attention_loss
 from Losses.epoch_figures import Tally
-from Losses.Triplet_loss import hard_triplet_loss
+from Models.CBAM_Face_attention_Resnet import frozen_statistics
 from Models.checkpoint import (
     build_network,
     check_can_continue,
-    choose_device,
     load_checkpoint,
     newest_checkpoint,
     restore,
     training_state,
 )
-from Models.training_run import TrainingRun, peak_memory_mb
+from Models.distributed import (
+    all_sum,
+    average_running_statistics,
+    from_main,
+    is_main,
+    main_first,
+    parallel,
+    process_group,
+    rank,
+    world_size,
+)
+from Models.memory import memory_advice, peak_memory_mb, reset_peak_memory
+from Models.optimizer import decayed_rate, make_optimizer, set_learning_rate
+from Models.training_run import SilentRun, TrainingRun
+from Models.training_step import Hard, Judged, batch_loss, find_hard, judge, make_scaler, on_device, pack_hard_triplets
 from validate_on_LFW import evaluate_pairs
 
 
-def main(argv=None) -> dict:
+def main(argv=None) -> dict | None:
     args = parse_args(argv)
     config, checkpoint = settings(args)
-    device = choose_device(args.device)
-    if args.demo:
-        prepare_demo(config)
+    with process_group(args.device) as device, memory_advice(config):
+        if args.demo and is_main():
+            prepare_demo(config)
+        with main_first():
+            train_loader, test_sets = make_loaders(config)
+        return train(args, config, checkpoint, device, train_loader, test_sets)
 
-    train_loader = V9_train_dataloader(config)
-    train_people = train_loader.batch_sampler.names
-    test_sets = {
-        "lfw": LFWestMask_dataloader(config, train_people),
-        "notlfw": NOTLFWestMask_dataloader(config, train_people),
-        "select": test_dataloader(config, train_people),
-    }
-    test_sets = {name: test_set for name, test_set in test_sets.items() if test_set}
-    if "lfw" not in test_sets:
-        raise DataError("LFW_pairs = None: training needs test pairs to choose best.pt by; name a pairs file.")
 
+def train(
+    args: argparse.Namespace, config: dict, checkpoint: dict | None, device: torch.device, train_loader, test_sets: dict
+) -> dict | None:
+    """The run: train an epoch, validate, record, save. Returns what ``TrainingRun.finish`` gives (process 0 only)."""
     torch.manual_seed(config["seed"])
-    model = build_network(config).to(device)
-    optimizer = make_optimizer(config["optimizer"], model.parameters())
+    network = prepare_network(config, device)
+    optimizer, scaler = make_optimizer(config["optimizer"], network.parameters()), make_scaler(device)
     progress = {"epoch": 0, "best_auc": -1.0, "best_epoch": 0}
     if checkpoint:
-        progress = restore(checkpoint, model, optimizer)
-    run = TrainingRun(config, args.run_name, checkpoint)
+        progress = restore(checkpoint, network, optimizer, scaler)
+    run = TrainingRun(config, args.run_name, checkpoint) if is_main() else SilentRun()
     run.describe(device, train_loader, test_sets)
     mean_target = train_loader.dataset.mean_target() if config["attention"] == "supervised" else None
+    model, train_people = parallel(network), train_loader.batch_sampler.names
 
     for epoch in range(progress["epoch"], config["epochs"]):
         set_learning_rate(optimizer, config["learning_rate_schedule"], epoch)
@@ -80,17 +93,19 @@ def main(argv=None) -> dict:
             embedding_scale=config["embedding_scale"],
             attention_weight=config["attention_weight"],
             mean_target=mean_target,
+            scaler=scaler,
+            pack_to=config["train_batch_size"] if config["packed"] else None,
             desc=f"epoch {epoch + 1}/{config['epochs']}",
         )
-        scores, evaluations = evaluate(model, test_sets, device)
+        scores, evaluations = evaluate(network, test_sets, device)
         # best.pt is chosen on the pairs kept for that, or as in the recipe on masked LFW
-        auc = scores["select" if "select" in scores else "lfw"]["masked"]["auc"]
+        auc = from_main(scores["select" if "select" in scores else "lfw"]["masked"]["auc"])
         improved = auc > progress["best_auc"]
         progress["epoch"] = epoch + 1
         if improved:
             progress |= {"best_auc": auc, "best_epoch": epoch + 1}
         run.record(progress, figures, scores, evaluations)
-        run.save(training_state(model, optimizer, config, progress, train_people), improved)
+        run.save(training_state(network, optimizer, config, progress, train_people, scaler), improved)
         if config["patience"] and progress["epoch"] - progress["best_epoch"] >= config["patience"]:
             run.log(f"Stopped: {config['patience']} epochs without a better AUC than epoch {progress['best_epoch']}'s.")
             break
@@ -107,6 +122,8 @@ def train_one_epoch(
     embedding_scale: float,
     attention_weight: float,
     mean_target: torch.Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    pack_to: int | None = None,
     desc: str = "training",
 ) -> dict:
     """Train on every batch of ``loader`` once: hard triplets only; a batch without any makes no step.
@@ -117,40 +134,48 @@ def train_one_epoch(
         margin: on the scale of embeddings of length ``embedding_scale``.
         attention_weight: of the attention loss in the total loss.
         mean_target: (1, 1, H, W) mean of the targets, 0..1: the map to beat.
+        scaler: of the gradients, where float16 is used; None: a new one.
+        pack_to: look at all triplets without gradient first (batch normalisation with the batch's statistics, as in a
+            step, and without effect on the running ones), and make steps on so many of those found hard, which are
+            judged anew by then. None: a step on each batch.
 
     Returns:
-        The epoch's figures, named as in metrics.csv. Losses are means over the hard triplets; distances (of embeddings
-        of length ``embedding_scale``) are means over all triplets, IoU over all images.
+        The epoch's figures, named as in metrics.csv. Losses are means over the hard triplets trained on; hard
+        triplets, distances (of embeddings of length ``embedding_scale``) and IoU are of all triplets, as first seen.
 
     Raises:
         DataError: the loss is not finite; the message lists the batch's files.
     """
     model.train()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    tally, start = Tally(embedding_scale, mean_target), time.perf_counter()
-    for batch in tqdm(loader, desc=desc, unit="batch", leave=False, dynamic_ncols=True):
-        # one forward pass for anchors, positives and negatives: (3 B, 3, H, W)
-        images = batch["images"].to(device, non_blocking=True).flatten(0, 1)
-        embeddings, attention_logits = model(images, return_logits=True)
-        anchor, positive, negative = (embeddings * embedding_scale).unflatten(0, (-1, 3)).unbind(1)
-        triplet = hard_triplet_loss(anchor, positive, negative, margin)
-        loss, num_hard = triplet.loss, int(triplet.hard.sum())
-        if "targets" in batch:
-            targets = batch["targets"].to(device, non_blocking=True).flatten(0, 1)
-            per_triplet = attention_loss(attention_logits, targets).unflatten(0, (-1, 3)).mean(1)
-            attention = per_triplet[triplet.hard].sum() / max(num_hard, 1)
-            loss = loss + attention_weight * attention
-            tally.add_attention(attention, num_hard, attention_logits, targets)
-        if not torch.isfinite(loss):
-            raise DataError(non_finite_message(float(loss.detach()), batch, loader.dataset))
-        if num_hard:
+    scaler = scaler or make_scaler(device)
+    reset_peak_memory(device)
+    tally, start = Tally(embedding_scale, mean_target, device), time.perf_counter()
+
+    def look(batch: dict) -> tuple[Judged, Hard]:
+        judged = judge(model, batch, margin, embedding_scale)
+        return judged, find_hard(judged, batch, loader.dataset)
+
+    def screen(batch: dict) -> torch.Tensor:
+        with torch.no_grad(), frozen_statistics(model):
+            judged, hard = look(batch)
+        tally.add_triplets(judged.triplet, hard.num, judged.logits, batch.get("targets"), screened=True)
+        return hard.rows
+
+    bar = tqdm(loader, desc=desc, unit="batch", leave=False, dynamic_ncols=True, disable=not is_main())
+    batches = on_device(bar, device)
+    for batch in pack_hard_triplets(batches, screen, pack_to) if pack_to else batches:
+        judged, hard = look(batch)
+        loss, attention = batch_loss(judged, hard, attention_weight)
+        if hard.total:
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        tally.add_triplets(triplet, num_hard)
-    return tally.figures(time.perf_counter() - start) | {
-        "collapsed": tally.collapsed(),
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        if not pack_to:
+            tally.add_triplets(judged.triplet, hard.num, judged.logits, batch.get("targets"))
+        tally.add_losses(judged.triplet.loss, attention, hard.num, len(judged.triplet.hard) if hard.total else 0)
+    average_running_statistics(model)
+    return tally.figures(time.perf_counter() - start, all_sum(tally.totals())) | {
         "learning_rate": optimizer.param_groups[0]["lr"],
         "decayed_rate": decayed_rate(optimizer),
         "peak_memory_mb": peak_memory_mb(device),
@@ -161,45 +186,6 @@ def evaluate(model, test_sets: dict, device: torch.device) -> tuple[dict, dict]:
     """Score the network on each test set: {set: {protocol: summary}} and {set: {protocol: Evaluation}}."""
     results = {name: evaluate_pairs(model, test_set, device) for name, test_set in test_sets.items()}
     return {name: r[0] for name, r in results.items()}, {name: r[1] for name, r in results.items()}
-
-
-def make_optimizer(name: str, parameters) -> torch.optim.Optimizer:
-    """The optimizer of the config by name; its rate is set from the schedule before the first step."""
-    makers = {
-        "adagrad": lambda: torch.optim.Adagrad(parameters, lr=0.1, lr_decay=1e-4),
-        "sgd": lambda: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
-        "rmsprop": lambda: torch.optim.RMSprop(parameters, lr=0.1),
-        "adam": lambda: torch.optim.Adam(parameters, lr=0.1),
-        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.1),
-    }
-    return makers[name]()
-
-
-def scheduled_rate(schedule: list, epoch: int) -> float:
-    """The learning rate of ``epoch`` (from 0): the rate of the last (first epoch, rate) not after it."""
-    return [rate for first, rate in schedule if first <= epoch][-1]
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: list, epoch: int) -> None:
-    """Give the optimizer the schedule's rate; called before the first step of an epoch."""
-    for group in optimizer.param_groups:
-        group["lr"] = scheduled_rate(schedule, epoch)
-
-
-def decayed_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The rate of the last step after Adagrad's own decay, lr / (1 + (steps - 1) * lr_decay); else the plain rate."""
-    group = optimizer.param_groups[0]
-    steps = float(optimizer.state[group["params"][0]].get("step", 0))
-    return group["lr"] / (1 + max(steps - 1, 0) * group.get("lr_decay", 0))
-
-
-def non_finite_message(loss: float, batch: dict, dataset) -> str:
-    """Says which files were in the batch that gave a loss of nan or inf, and what to do."""
-    files = sorted({dataset.names[row] for row in batch["triplet"].flatten().tolist()})
-    return (
-        f"The loss became {loss}. Lower the rates in learning_rate_schedule, or look for a broken face among the "
-        f"batch's files under {dataset.data_path}: {', '.join(files)}"
-    )
 
 
 def settings(args: argparse.Namespace) -> tuple[dict, dict | None]:
@@ -216,6 +202,34 @@ def settings(args: argparse.Namespace) -> tuple[dict, dict | None]:
     if args.output_path is None and folder.parent.name == "Model_training_checkpoints":
         config["output_path"] = str(folder.parents[1])  # where the checkpoint is now, should it have been moved
     return config, checkpoint
+
+
+def make_loaders(config: dict) -> tuple[FaceLoader, dict[str, TestSet]]:
+    """The loader of the training triplets, and the test sets by name; each process gets its part of both."""
+    part = {"rank": rank(), "world_size": world_size()}
+    train_loader = V9_train_dataloader(config, **part)
+    people = train_loader.batch_sampler.names
+    test_sets = {
+        "lfw": LFWestMask_dataloader(config, people, **part),
+        "notlfw": NOTLFWestMask_dataloader(config, people, **part),
+        "select": test_dataloader(config, people, **part),
+    }
+    test_sets = {name: test_set for name, test_set in test_sets.items() if test_set}
+    if "lfw" not in test_sets:
+        raise DataError("LFW_pairs = None: training needs test pairs to choose best.pt by; name a pairs file.")
+    return train_loader, test_sets
+
+
+def prepare_network(config: dict, device: torch.device) -> torch.nn.Module:
+    """The network of the config on ``device``, as it computes fastest there."""
+    network = build_network(config).to(device)
+    network.activation_checkpointing = config["activation_checkpointing"]
+    if device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)  # the order in which tensor cores want convolutions
+        torch.backends.cudnn.benchmark = True
+    if config["compile"]:
+        network.compile()
+    return network
 
 
 def prepare_demo(config: dict) -> None:

@@ -20,6 +20,7 @@ from config_mask import ROOT, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Data_preprocessing.photo_files import DataError, replacing, write_whole
 from Models.checkpoint import choose_device, load_checkpoint, network_from_checkpoint, newest_checkpoint
+from Models.distributed import gather_rows
 
 # which faces stand on the two sides of a pair
 PROTOCOLS = {"unmasked": ("unmasked", "unmasked"), "masked": ("masked", "masked"), "cross": ("unmasked", "masked")}
@@ -171,22 +172,36 @@ def summarise(distances: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> t
 
 
 @torch.inference_mode()
-def embed_faces(model: torch.nn.Module, loader, device: torch.device) -> np.ndarray:
-    """Embeddings (N, embedding_dim) float32, rows of norm 1, of a loader's uint8 RGB face batches (B, 3, H, W)."""
+def embed_faces(model: torch.nn.Module, loader, device: torch.device, flip: bool = False) -> np.ndarray:
+    """Embeddings (N, embedding_dim) float32, rows of norm 1, of a loader's uint8 RGB face batches (B, 3, H, W).
+
+    ``flip``: the mean of a face's embedding and that of its mirror image, divided by its length.
+    With several processes each embeds what its loader gives, and all get all rows.
+    """
     model.eval()
-    return np.concatenate([model(faces.to(device, non_blocking=True))[0].cpu().numpy() for faces in loader])
+    rows = []
+    for batch in loader:
+        faces = batch.to(device, non_blocking=True)
+        if device.type == "cuda":
+            faces = faces.contiguous(memory_format=torch.channels_last)
+        embedding = model(faces)[0]
+        if flip:
+            embedding = torch.nn.functional.normalize(embedding + model(faces.flip(3))[0], dim=1, eps=1e-6)
+        rows.append(embedding.cpu().numpy())
+    return gather_rows(np.concatenate(rows) if rows else None)
 
 
-def evaluate_pairs(model: torch.nn.Module, test_set, device: torch.device) -> tuple[dict, dict]:
+def evaluate_pairs(model: torch.nn.Module, test_set, device: torch.device, flip: bool = False) -> tuple[dict, dict]:
     """Score ``model`` on a test set (as Data_loader_facenet_mask gives it) in the three protocols.
 
-    Each distinct face is embedded once masked and once unmasked, whatever the number of pairs it is in.
+    Each distinct face is embedded once masked and once unmasked, whatever the number of pairs it is in. ``flip``: as
+    in ``embed_faces``.
 
     Returns:
         {protocol: summary}, {protocol: Evaluation}; see ``summarise``. Skipped pairs are in each summary.
     """
     pairs = test_set.pairs
-    embeddings = {side: embed_faces(model, getattr(test_set, side), device) for side in ("unmasked", "masked")}
+    embeddings = {side: embed_faces(model, getattr(test_set, side), device, flip) for side in ("unmasked", "masked")}
     summaries, evaluations = {}, {}
     for protocol, (first, second) in PROTOCOLS.items():
         difference = embeddings[first][pairs.index[:, 0]] - embeddings[second][pairs.index[:, 1]]
@@ -241,6 +256,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--picture", metavar="PATH", help="ROC picture (default: ROC_images/<run>/<checkpoint>_<data>.png)"
     )
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
+    parser.add_argument(
+        "--flip", action="store_true", help="average the embeddings of a face and its mirror image (off in the recipe)"
+    )
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
     add_config_arguments(parser)
     return parser.parse_args(argv)
@@ -286,7 +304,7 @@ def main(argv=None) -> dict:
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     test_set = LFWestMask_dataloader(settings, checkpoint["train_people"])
     aligned = time.perf_counter()
-    summaries, evaluations = evaluate_pairs(model, test_set, device)
+    summaries, evaluations = evaluate_pairs(model, test_set, device, args.flip)
     print(format_table(summaries))
     print(f"aligning or reading the cache took {aligned - start:.1f} s, scoring {time.perf_counter() - aligned:.1f} s")
 

@@ -9,13 +9,14 @@ from Data_loader.triplets import train_index
 from Data_preprocessing.photo_files import DataError
 
 
-def V9_train_dataloader(config: dict, epoch: int = 0) -> FaceLoader:
+def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size: int = 1) -> FaceLoader:
     """Batches of training triplets, the same whatever the number of loader processes.
 
     A batch is a dict: images (B, 3, 3, S, S) uint8 RGB (triplet; anchor, positive, negative; channel), targets
     (B, 3, 1, S, S) uint8 0/255 only with attention = 'supervised', triplet (B, 3) int64 rows of the index.
     Call ``loader.batch_sampler.set_epoch(epoch)`` before each epoch (counted from 0): the processes live on.
     ``loader.batch_sampler.names`` are the people trained on, ``loader.dataset.names[row]`` is a row's file.
+    Of ``world_size`` training processes number ``rank`` gets its part of every batch.
 
     Raises DataError if the index, faces or targets are missing or do not match.
     """
@@ -30,6 +31,8 @@ def V9_train_dataloader(config: dict, epoch: int = 0) -> FaceLoader:
         batch_size=config["train_batch_size"],
         seed=config["seed"],
         mode=config["triplets"],
+        rank=rank,
+        world_size=world_size,
     )
     sampler.set_epoch(epoch)
     dataset = TrainDataset(index.faces, faces_path, targets_path, config["image_size"])
@@ -37,28 +40,37 @@ def V9_train_dataloader(config: dict, epoch: int = 0) -> FaceLoader:
     return FaceLoader(dataset, workers, batch_sampler=sampler, persistent_workers=workers > 0)
 
 
-def test_dataloader(config: dict, trained_people: Collection[str] = ()) -> TestSet | None:
+def test_dataloader(
+    config: dict, trained_people: Collection[str] = (), rank: int = 0, world_size: int = 1
+) -> TestSet | None:
     """The pairs on which best.pt is chosen, as LFWestMask_dataloader; None where the config names none."""
-    return _test_set(config, "LFW_data_path", "select_pairs", trained_people)
+    return _test_set(config, "LFW_data_path", "select_pairs", trained_people, rank, world_size)
 
 
-def LFWestMask_dataloader(config: dict, trained_people: Collection[str] = ()) -> TestSet | None:
+def LFWestMask_dataloader(
+    config: dict, trained_people: Collection[str] = (), rank: int = 0, world_size: int = 1
+) -> TestSet | None:
     """LFW's pairs and its faces, unmasked and masked, aligned at the first call and cached; None without LFW_pairs.
 
-    Pairs with one of ``trained_people`` are left out and counted.
+    Pairs with one of ``trained_people`` are left out and counted. Of ``world_size`` processes number ``rank`` gets the
+    faces rank, rank + world_size, ...; all get all pairs.
     Raises DataError if pairs or photos are missing or laid out differently, or no pair is left.
     """
-    return _test_set(config, "LFW_data_path", "LFW_pairs", trained_people)
+    return _test_set(config, "LFW_data_path", "LFW_pairs", trained_people, rank, world_size)
 
 
-def NOTLFWestMask_dataloader(config: dict, trained_people: Collection[str] = ()) -> TestSet | None:
+def NOTLFWestMask_dataloader(
+    config: dict, trained_people: Collection[str] = (), rank: int = 0, world_size: int = 1
+) -> TestSet | None:
     """The config's other test set, as LFWestMask_dataloader; None where the config names none."""
     if config["NOTLFW_data_path"] is not None and config["NOTLFW_pairs"] is None:
         raise DataError("NOTLFW_data_path is given without NOTLFW_pairs: give both, or neither")
-    return _test_set(config, "NOTLFW_data_path", "NOTLFW_pairs", trained_people)
+    return _test_set(config, "NOTLFW_data_path", "NOTLFW_pairs", trained_people, rank, world_size)
 
 
-def _test_set(config: dict, data_key: str, pairs_key: str, trained_people: Collection[str]) -> TestSet | None:
+def _test_set(
+    config: dict, data_key: str, pairs_key: str, trained_people: Collection[str], rank: int, world_size: int
+) -> TestSet | None:
     data_path, pairs_path, size = config[data_key], config[pairs_key], config["image_size"]
     if pairs_path is None:
         return None
@@ -70,15 +82,22 @@ def _test_set(config: dict, data_key: str, pairs_key: str, trained_people: Colle
     if not len(pairs.index):
         raise DataError(f"{pairs_path}: no pair is left to test on: {pairs.skipped}")
     unmasked, masked = (
-        FaceLoader(FaceDataset(folder, pairs.faces, size), num_processes(config), batch_size=config["test_batch_size"])
+        FaceLoader(
+            FaceDataset(folder, pairs.faces, size),
+            num_processes(config),
+            batch_size=config["test_batch_size"],
+            sampler=range(rank, len(pairs.faces), world_size),
+        )
         for folder in (pairs.face_notmask, pairs.face_mask)
     )
     return TestSet(pairs, unmasked, masked)
 
 
 def num_processes(config: dict) -> int:
-    """The config's num_workers, but no more than there are processors: more would only wait for each other."""
-    return max(0, min(config["num_workers"], usable_processors()))
+    """The config's num_workers, but no more than there are processors for each of this machine's training processes:
+    more would only wait for each other."""
+    training_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    return max(0, min(config["num_workers"], usable_processors() // training_processes))
 
 
 def usable_processors() -> int:

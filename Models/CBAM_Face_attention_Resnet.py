@@ -11,14 +11,18 @@ Millions of parameters with ``embedding_dim`` 256 (the trunk alone is torchvisio
 | 152 | 58.14 | 64.73 | 76.53 | 78.63 |
 """
 
+import contextlib
 import http.client
 import math
 import pickle
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import get_weight
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -132,7 +136,12 @@ class FaceAttentionResNet(ResNet):
 
     Face attention: A = sigmoid of three 3 x 3 convolutions on the last feature map F, which becomes F * exp(A).
     Head: average pooling to 2 x 2, flatten, one linear layer; each embedding is divided by its own length.
+
+    ``activation_checkpointing``: keep only the input of each residual block for the backward pass and compute the rest
+    again there; the same gradients for less memory and more time.
     """
+
+    activation_checkpointing = False
 
     def __init__(self, depth: int, embedding_dim: int, attention: str, cbam: bool):
         plain_block, cbam_block, layers = LAYERS[depth]
@@ -173,7 +182,14 @@ class FaceAttentionResNet(ResNet):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The trunk's last feature map: (N, 512 or 2048, H / 32, W / 32), sides rounded up."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.scaled(images)))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                # nothing is random in a block; its second pass must not count in the running statistics again
+                again = partial(_checkpoint_contexts, block)
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=again)
+        return x
 
     def scaled(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` in the dtype the network computes in; uint8 0..255 becomes [-1, 1]."""
@@ -190,6 +206,27 @@ class FaceAttentionResNet(ResNet):
         x = images.to(torch.get_autocast_dtype(kind) if autocast else self.conv1.weight.dtype)
         # subtract first: exact in bfloat16 and float16, whereas x / 127.5 would lose half a grey level
         return (x - 127.5) / 127.5 if images.dtype == torch.uint8 else x
+
+
+@contextlib.contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, batch normalisation in training mode takes a batch's statistics without adding them to the running ones.
+
+    With momentum 0, not without running statistics: a checkpointed block must save the same tensors in both passes.
+    """
+    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, count) in zip(layers, kept, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count
+
+
+def _checkpoint_contexts(block: nn.Module) -> tuple:
+    return contextlib.nullcontext(), frozen_statistics(block)
 
 
 def face_attention(channels: int) -> nn.Sequential:

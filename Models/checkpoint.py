@@ -1,13 +1,13 @@
 """Checkpoints: written whole, read without executing anything, and a network rebuilt from the file alone."""
 
 import copy
-import pickle
+import io
 import zipfile
 from pathlib import Path
 
 import torch
 
-from Data_preprocessing.photo_files import DataError, replacing
+from Data_preprocessing.photo_files import DataError, file_errors, write_whole
 from Models.CBAM_Face_attention_Resnet import build_model
 
 FORMAT = "V9 checkpoint 1"
@@ -31,9 +31,14 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Write ``state`` (tensors and plain types only) to ``path``: to a temporary name first, then renamed."""
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    """Write ``state`` (tensors and plain types only) to ``path``: to a temporary name first, then renamed.
+
+    Raises DataError, with the path and the space needed, where the disk is full or may not be written.
+    """
+    buffer = io.BytesIO()  # torch.save into a file would hide a full disk behind an error of its own
+    torch.save({"format": FORMAT, **state}, buffer)
+    with file_errors(path):
+        write_whole(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -42,10 +47,14 @@ def load_checkpoint(path: str | Path) -> dict:
     Raises DataError if the file is missing, damaged, or not a checkpoint of this repository.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # PyTorch does not compare the checksums: a flipped bit would go unseen
+        if damaged:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"There is no checkpoint {path}.") from error
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise many kinds: RuntimeError, UnpicklingError, IndexError, ...
         raise DataError(f"{path} is not a whole checkpoint ({error!r:.200}).") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise DataError(f"{path} is not a checkpoint written by train_maskV9.py (it lacks the mark {FORMAT!r}).")
@@ -91,12 +100,18 @@ def newest_checkpoint(output_path: str | Path, name: str) -> Path | None:
 
 
 def training_state(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict, progress: dict, train_people: list[str]
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict,
+    progress: dict,
+    train_people: list[str],
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict:
     """Everything a run needs to go on after an epoch, in tensors and plain types."""
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler else {},
         "config": plain_config(config),
         "progress": dict(progress),
         "train_people": list(train_people),
@@ -105,14 +120,35 @@ def training_state(
     }
 
 
-def restore(checkpoint: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Put network, optimizer and random states back as ``training_state`` saved them; returns the progress."""
+def restore(
+    checkpoint: dict,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict:
+    """Put network, optimizer, gradient scaler and random states back as saved; returns the progress."""
     load_weights(model, checkpoint["model"], "the checkpoint")
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    restore_optimizer(checkpoint["optimizer"], optimizer)
+    if scaler and scaler.is_enabled() and checkpoint.get("scaler"):
+        scaler.load_state_dict(checkpoint["scaler"])
     torch.set_rng_state(checkpoint["random_state"])
     if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])
     return dict(checkpoint["progress"])
+
+
+def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
+    """Load an optimizer's state, also one that was saved on another kind of device."""
+    own = optimizer.param_groups
+    groups = [
+        {**saved, **{key: group[key] for key in ("fused", "foreach") if key in group}}
+        for saved, group in zip(state["param_groups"], own, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for weight, values in optimizer.state.items():
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                values[key] = torch.empty_like(weight).copy_(value)  # one kernel for all weights needs one layout
 
 
 def check_can_continue(checkpoint: dict, config: dict, path: str | Path) -> None:

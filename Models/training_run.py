@@ -12,6 +12,7 @@ import torch
 
 from Data_preprocessing.photo_files import DataError, replacing, write_whole
 from Models.checkpoint import load_checkpoint, plain_config, save_checkpoint
+from Models.distributed import world_size
 from validate_on_LFW import PROTOCOLS, format_table, plot_roc
 
 TRAIN_COLUMNS = (
@@ -20,11 +21,21 @@ TRAIN_COLUMNS = (
 ).split()
 PROTOCOL_COLUMNS = "auc accuracy accuracy_std tar_1e-3 tar_1e-2 eer best_distance pairs".split()
 FURTHER_COLUMNS = ["attention_iou_constant", "decayed_rate"]
+LAST_COLUMNS = ["screened_triplets", "trained_triplets"]
 FURTHER_PROTOCOL_COLUMNS = ["recall", "precision", "skipped"]
 COLLAPSE_ADVICE = (
     "All distances are equal: the embeddings have collapsed to one point, and the loss will stay at the margin. "
     "Start again with a lower first rate in learning_rate_schedule, a larger train_batch_size or another seed."
 )
+
+
+class SilentRun:
+    """Stands for the TrainingRun in the processes that write nothing."""
+
+    def _nothing(self, *args: object, **kwargs: object) -> None:
+        return None
+
+    log = describe = record = save = finish = _nothing
 
 
 class TrainingRun:
@@ -85,8 +96,12 @@ class TrainingRun:
         self.log(f"device: {device} ({name}), torch {torch.__version__}")
         if device.type == "cpu":
             self.log("No GPU is used: on the CPU only small images and networks train in reasonable time.")
-        elif torch.cuda.device_count() > 1:
-            self.log(f"{torch.cuda.device_count()} GPUs are there; this run uses one of them, {device}.")
+        elif torch.cuda.device_count() > 1 and world_size() == 1:
+            count = torch.cuda.device_count()
+            self.log(f"{count} GPUs are there; this run uses one of them, {device}. All of them: torchrun "
+                     f"--nproc_per_node={count} train_maskV9.py")  # fmt: skip
+        if world_size() > 1:
+            self.log(f"{world_size()} processes, each with a part of every batch; the first one writes this.")
         dataset = train_loader.dataset
         people = len(train_loader.batch_sampler.names)
         self.log(f"training faces: {len(dataset)} of {people} people in {dataset.data_path}")
@@ -124,10 +139,13 @@ class TrainingRun:
             f"{name} AUC " + " ".join(f"{protocol} {summary['auc']:.4f}" for protocol, summary in protocols.items())
             for name, protocols in scores.items()
         )
+        packed = ""
+        if figures["screened_triplets"]:
+            packed = f"  screened {figures['screened_triplets']}, trained {figures['trained_triplets']}"
         return (
             f"epoch {progress['epoch']}/{self.config['epochs']}  lr {figures['learning_rate']:g}  "
             f"triplet loss {_short(figures['triplet_loss'])}{attention}  "
-            f"hard {figures['hard_triplets']} ({figures['hard_share']:.1%})  "
+            f"hard {figures['hard_triplets']} ({figures['hard_share']:.1%}){packed}  "
             f"d(a,p) {figures['positive_distance']:.2f}  d(a,n) {figures['negative_distance']:.2f}  {aucs}  "
             f"{figures['images_per_second']:.0f} images/s  {figures['peak_memory_mb']:.0f} MB  "
             f"{figures['seconds']:.0f} s"
@@ -135,7 +153,9 @@ class TrainingRun:
 
     def _write_metrics(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        # the first rows of a run that was begun by an older version may lack some columns
+        columns = dict.fromkeys(column for row in self.rows for column in row)
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.logs / "metrics.csv", text.getvalue())
@@ -186,7 +206,7 @@ def _columns(scores: dict) -> list[str]:
     lfw = [f"{protocol}_{column}" for protocol in PROTOCOLS for column in PROTOCOL_COLUMNS]
     further = [f"{protocol}_{column}" for protocol in PROTOCOLS for column in FURTHER_PROTOCOL_COLUMNS]
     others = [f"{name}_{column}" for name in scores if name != "lfw" for column in lfw]
-    return TRAIN_COLUMNS + lfw + FURTHER_COLUMNS + further + others
+    return TRAIN_COLUMNS + lfw + FURTHER_COLUMNS + further + others + LAST_COLUMNS
 
 
 def _cell(value: object) -> str:
@@ -197,14 +217,3 @@ def _cell(value: object) -> str:
 
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory: of the GPU since the epoch began, or on the CPU of the process since it began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -17,8 +17,10 @@ from config_mask import config
 from Data_preprocessing.photo_files import DataError
 from Losses.epoch_figures import Tally
 from Losses.Triplet_loss import hard_triplet_loss
-from Models.checkpoint import load_checkpoint
-from train_maskV9 import make_optimizer, scheduled_rate, set_learning_rate, train_one_epoch
+from Models.CBAM_Face_attention_Resnet import build_model
+from Models.checkpoint import load_checkpoint, restore_optimizer
+from Models.optimizer import make_optimizer, scheduled_rate, set_learning_rate
+from train_maskV9 import train_one_epoch
 
 FIRST_COLUMNS = (
     "epoch,learning_rate,triplet_loss,attention_loss,attention_iou,hard_triplets,hard_share,positive_distance,"
@@ -227,16 +229,16 @@ def test_a_non_finite_loss_names_the_files():
 
 
 def test_collapse_is_detected():
-    def tally_of(embeddings):
+    def collapsed(embeddings):
         tally = Tally(embedding_scale=10)
         triplet = hard_triplet_loss(*embeddings, margin=0.5)
         tally.add_triplets(triplet, int(triplet.hard.sum()))
-        return tally
+        return tally.figures(seconds=1.0)["collapsed"]
 
     rng = np.random.default_rng(0)
     alike = torch.ones(3, 50, 8) + 1e-5 * torch.tensor(rng.normal(size=(3, 50, 8)))
-    assert tally_of(alike).collapsed()
-    assert not tally_of(torch.tensor(rng.normal(size=(3, 50, 8)))).collapsed()
+    assert collapsed(alike)
+    assert not collapsed(torch.tensor(rng.normal(size=(3, 50, 8))))
 
 
 def test_the_epoch_loss_is_the_mean_over_hard_triplets():
@@ -248,6 +250,35 @@ def test_the_epoch_loss_is_the_mean_over_hard_triplets():
     ]  # fmt: skip
     for triplet in triplets:
         tally.add_triplets(triplet, int(triplet.hard.sum()))
+        tally.add_losses(triplet.loss, None, int(triplet.hard.sum()), num_trained=4 if triplet.hard.any() else 0)
     figures = tally.figures(seconds=2.0)
     assert figures["triplet_loss"] == pytest.approx((2 * 1 + 1 * 3) / 4)
     assert figures["hard_share"] == pytest.approx(4 / 12) and figures["images_per_second"] == pytest.approx(18)
+    assert (figures["screened_triplets"], figures["trained_triplets"]) == (0, 8)
+
+
+def test_flip_averages_a_face_and_its_mirror_image():
+    model = build_model(18, embedding_dim=8).eval()
+    faces = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, mirrored, both = (
+        validate_on_LFW.embed_faces(model, [batch], torch.device("cpu"), flip)
+        for batch, flip in ((faces, False), (faces.flip(3), False), (faces, True))
+    )
+    mean = plain + mirrored
+    assert np.allclose(both, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-6)
+    assert not np.allclose(both, plain, atol=1e-6)
+
+
+def test_an_optimizer_goes_on_with_weights_in_another_memory_layout():
+    weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)))
+    saved = make_optimizer("adagrad", [weight])
+    weight.square().sum().backward()
+    saved.step()
+    moved = torch.nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last))
+    optimizer = make_optimizer("adagrad", [moved])
+    state = saved.state_dict()
+    state["param_groups"][0]["fused"] = True
+    restore_optimizer(state, optimizer)
+    assert optimizer.state[moved]["sum"].stride() == moved.stride()
+    assert torch.equal(optimizer.state[moved]["sum"], saved.state[weight]["sum"])
+    assert optimizer.param_groups[0]["fused"] is None  # this device's choice, not the file's

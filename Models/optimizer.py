@@ -1,0 +1,45 @@
+"""The optimizers of the config by name, and the learning rate in use."""
+
+import torch
+
+
+def make_optimizer(name: str, parameters) -> torch.optim.Optimizer:
+    """The optimizer of the config by name; its rate is set from the schedule before the first step."""
+    parameters = list(parameters)
+    fused = fused_option(name, parameters[0].device)
+    makers = {
+        "adagrad": lambda: torch.optim.Adagrad(parameters, lr=0.1, lr_decay=1e-4, **fused),
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, **fused),
+        "rmsprop": lambda: torch.optim.RMSprop(parameters, lr=0.1),
+        "adam": lambda: torch.optim.Adam(parameters, lr=0.1, **fused),
+        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.1, **fused),
+    }
+    return makers[name]()
+
+
+def fused_option(name: str, device: torch.device) -> dict:
+    """{"fused": True}, one kernel for all weights, on CUDA where this version of torch has it; else {}."""
+    operator = f"aten::_fused_{name}_"
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    try:
+        return {"fused": True} if device.type == "cuda" and has_kernel(operator, "CUDA") else {}
+    except RuntimeError:  # this torch has no such operator
+        return {}
+
+
+def scheduled_rate(schedule: list, epoch: int) -> float:
+    """The learning rate of ``epoch`` (from 0): the rate of the last (first epoch, rate) not after it."""
+    return [rate for first, rate in schedule if first <= epoch][-1]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: list, epoch: int) -> None:
+    """Give the optimizer the schedule's rate; called before the first step of an epoch."""
+    for group in optimizer.param_groups:
+        group["lr"] = scheduled_rate(schedule, epoch)
+
+
+def decayed_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate of the last step after Adagrad's own decay, lr / (1 + (steps - 1) * lr_decay); else the plain rate."""
+    group = optimizer.param_groups[0]
+    steps = float(optimizer.state[group["params"][0]].get("step", 0))
+    return group["lr"] / (1 + max(steps - 1, 0) * group.get("lr_decay", 0))
