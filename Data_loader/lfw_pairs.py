@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import numpy as np
 
 from Data_loader.triplet_dataset import FaceLoader
 from Data_preprocessing.Image_processing import OutputFolders, output_folders, process_photos, read_manifest
-from Data_preprocessing.photo_files import DataError, is_photo_name, photos_of
+from Data_preprocessing.photo_files import DataError, is_photo_name, person_folders, photos_of
+from Data_preprocessing.run_lock import BusyError
 
 Photo = tuple[str, int]  # a person's name and the number of the photo
 
 MISSING, UNREADABLE, NO_FACE, TRAINED_ON = "missing photo", "unreadable photo", "no face found", "person trained on"
 REASONS = {"unreadable": UNREADABLE, "no_face": NO_FACE}  # of a manifest's status
+WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at a cache that another run is writing, and until it is refused
 NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -178,7 +181,8 @@ def prepare_pairs(
     """Align and mask every photo of the pairs that the cache does not hold yet, and return the pairs that can be used.
 
     The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``; a photo in it is made again when its
-    source changed. Where all is cached dlib is not needed, and the photos themselves are not needed either.
+    source changed. While another run is writing the cache, this one waits for it, up to an hour. Where all is cached
+    dlib is not needed, and the photos themselves are not needed either.
 
     Args:
         data_path: photos as ``name/name_0001.jpg``; any number of digits, jpg, jpeg or png.
@@ -187,23 +191,26 @@ def prepare_pairs(
         workers: processes; None: one a processor.
 
     Raises:
-        DataError: pairs file or photos are missing or laid out differently, or not one pair can be used.
+        DataError: pairs file or photos are missing or laid out differently, the cache cannot be written, or not one
+            pair can be used.
     """
     pairs = read_pairs(pairs_path)
     wanted = {*pairs.first, *pairs.second}
     outputs = _cache(data_path, cache_path, image_size, seed)
     photos = find_photos(wanted, lambda person: _photos_on_disk(data_path, person))
     if photos:
-        process_photos(
-            data_path,
-            sorted(photos.values()),
-            outputs,
-            image_size=image_size,
-            seed=seed,
-            predictor_path=predictor_path,
-            workers=workers or os.cpu_count() or 1,
-            check_content=True,
-            desc=f"test faces of {Path(data_path).name}",
+        _when_free(
+            lambda: process_photos(
+                data_path,
+                sorted(photos.values()),
+                outputs,
+                image_size=image_size,
+                seed=seed,
+                predictor_path=predictor_path,
+                workers=workers or os.cpu_count() or 1,
+                check_content=True,
+                desc=f"test faces of {Path(data_path).name}",
+            )
         )
         manifest = read_manifest(outputs.manifest)
     else:
@@ -213,6 +220,23 @@ def prepare_pairs(
             raise DataError(_nothing_found(data_path, pairs_path))
         print(f"note: {data_path} has no photo of {pairs_path}: using the faces aligned before, in {outputs.face_mask}")
     return _usable_pairs(pairs, photos, manifest, outputs, pairs_path)
+
+
+def _when_free(action: Callable[[], object]) -> None:
+    """Do it once no other run holds the cache. Raises BusyError, which says what to do, after PATIENCE."""
+    started = time.monotonic()
+    told = False
+    while True:
+        try:
+            action()
+            return
+        except BusyError as error:
+            if time.monotonic() - started > PATIENCE:
+                raise
+            if not told:
+                print(f"note: waiting for the test faces. {error}", flush=True)
+                told = True
+            time.sleep(WAIT)
 
 
 def _cache(data_path: str | Path, cache_path: str | Path, image_size: int, seed: int) -> OutputFolders:
@@ -253,11 +277,27 @@ def _photos_in_cache(wanted: Iterable[Photo], manifest: dict, outputs: OutputFol
 
 def _nothing_found(data_path: str | Path, pairs_path: str | Path) -> str:
     found = "There is no folder" if not os.path.isdir(data_path) else f"Not one photo of {pairs_path} is in"
+    hint = f" ({seen})" if (seen := _what_lies_there(data_path)) else ""
     return (
-        f"{found} {data_path}. It must hold one folder a person with photos called <name>/<name>_0001.jpg: for LFW "
-        "unpack lfw-funneled.tgz of the official site, or take scikit-learn's lfw_home/lfw_funneled; or try the whole "
-        "recipe on drawn faces first: python train_maskV9.py --demo"
+        f"{found} {data_path}{hint}. It must hold one folder a person with photos called <name>/<name>_0001.jpg: for "
+        "LFW unpack lfw-funneled.tgz of the official site, or take scikit-learn's lfw_home/lfw_funneled; or try the "
+        "whole recipe on drawn faces first: python train_maskV9.py --demo"
     )
+
+
+def _what_lies_there(data_path: str | Path) -> str:
+    """What is found in a photo folder instead of one folder a person with <name>/<name>_0001.jpg, or ''."""
+    try:
+        people = person_folders(data_path)
+        for person in people[:20]:
+            photos = photos_of(data_path, person)
+            if photos:
+                return f"there are photos such as {person}/{photos[0]}"
+            if any(entry.is_dir() for entry in os.scandir(os.path.join(data_path, person))):
+                return f"there are folders in {person}: perhaps {os.path.join(data_path, person)} is meant"
+    except (DataError, OSError):
+        pass
+    return ""
 
 
 def _usable_pairs(

@@ -15,12 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import add_config_arguments, config_from_args, run_script
-from Data_preprocessing.align_photos import Settings, Summary, file_errors, process_photos, run
+from Data_preprocessing.align_photos import Settings, Summary, process_photos, run
 from Data_preprocessing.manifest import (
-    BusyError,
     ManifestRow,
     OutputFolders,
-    locked,
     output_folders,
     read_manifest,
     remove_leftovers,
@@ -28,7 +26,8 @@ from Data_preprocessing.manifest import (
     shard_files,
     write_manifest,
 )  # fmt: skip
-from Data_preprocessing.photo_files import DataError, iter_photos, person_folders, photos_of, read_names
+from Data_preprocessing.photo_files import DataError, file_errors, iter_photos, person_folders, photos_of, read_names
+from Data_preprocessing.run_lock import BusyError, locked
 
 # what other modules take from here
 __all__ = ["ManifestRow", "OutputFolders", "main", "output_folders", "process_photos", "read_manifest"]
@@ -69,11 +68,14 @@ def merge_shards(outputs: OutputFolders) -> int:
 
     Raises BusyError while a shard, or another run, is at work.
     """
-    with file_errors(), locked(outputs.manifest, shard_files(outputs.manifest, ".lock")):
+    with (
+        file_errors(outputs.manifest),
+        locked(outputs.manifest.with_suffix(".lock"), shard_files(outputs.manifest, ".lock")),
+    ):
         parts = shard_files(outputs.manifest)
         if parts:
-            write_manifest(parts, outputs.manifest)
             remove_leftovers(outputs)
+            write_manifest(parts, outputs.manifest)
     return len(parts)
 
 

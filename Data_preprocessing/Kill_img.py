@@ -23,12 +23,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, person_folders, replacing, split_files
+from Data_preprocessing.photo_files import DataError, file_errors, person_folders, replacing, split_files
+from Data_preprocessing.photo_size import read_size
+from Data_preprocessing.run_lock import locked, refuse_if_held
 
 SMALL, UNREADABLE, NO_ACCESS = "small", "unreadable", "no access"  # reasons
 MOVED, DELETED, FAILED, RESTORED = "moved", "deleted", "failed", "restored"  # actions
@@ -47,6 +49,7 @@ class Places(NamedTuple):
     killed: Path  # photos set aside
     list: Path  # every photo ever taken away, and what became of it
     journal: Path  # rows of a run that is under way, or was cut short
+    lock: Path  # of the run that is under way
 
 
 class Verdict(NamedTuple):
@@ -59,10 +62,11 @@ class Verdict(NamedTuple):
 
 
 def places_of(data_path: str | Path) -> Places:
-    """The four places of ``data_path``, absolute."""
+    """The places of ``data_path``, absolute."""
     # a link is followed: beside the folder itself, on its disk, moving a photo is only a new name
     data = Path(os.path.realpath(Path(data_path).expanduser()))
-    return Places(data, *(data.with_name(data.name + end) for end in ("_killed", "_killed.csv", "_killed.csv.part")))
+    ends = ("_killed", "_killed.csv", "_killed.csv.part", "_killed.lock")
+    return Places(data, *(data.with_name(data.name + end) for end in ends))
 
 
 def kill(data_path: str | Path, min_size: int = 250, action: str | None = MOVED) -> Counter:
@@ -75,7 +79,7 @@ def kill(data_path: str | Path, min_size: int = 250, action: str | None = MOVED)
         Counter with the keys killed (small), unreadable, kept, failed (in place still), all, other_files.
 
     Raises:
-        DataError: missing folder, no sub-folders, min_size under 1, or D_killed.csv cannot be written.
+        DataError: missing folder, no sub-folders, min_size under 1, another run there, or the list cannot be written.
     """
     if min_size < 1:
         raise DataError(f"--min_size {min_size}: must be 1 px or more")
@@ -99,7 +103,13 @@ def restore(data_path: str | Path) -> Counter:
     """
     places = places_of(data_path)
     if not places.killed.is_dir():
+        refuse_if_held(places.lock)  # and remove the lock of a run that was killed while it ended
         raise DataError(f"There is nothing to restore: there is no folder {places.killed}.")
+    with file_errors(places.list), locked(places.lock):
+        return _restore(places)
+
+
+def _restore(places: Places) -> Counter:
     counts, problems = Counter(restored=0, failed=0), []
     people = person_folders(places.killed) if os.listdir(places.killed) else []
     for photo in _photos(places.killed, people, Counter(), problems):
@@ -123,7 +133,7 @@ def restore(data_path: str | Path) -> Counter:
 def judge(photo: str, data_path: Path, min_size: int) -> Verdict:
     """Read the header of the photo 'person/file'; never raises."""
     try:
-        width, height = _read_size(os.path.join(data_path, photo))
+        width, height = read_size(os.path.join(data_path, photo))
     except OSError as error:
         # with an errno the system has refused the file, without one Pillow does not know what it is
         return Verdict(photo, None, None, UNREADABLE if error.errno is None else NO_ACCESS)
@@ -132,15 +142,6 @@ def judge(photo: str, data_path: Path, min_size: int) -> Verdict:
     except Exception:  # decoders raise many kinds: SyntaxError, ValueError, struct.error, DecompressionBombError, ...
         return Verdict(photo, None, None, UNREADABLE)
     return Verdict(photo, width, height, SMALL if min(width, height) < min_size else "")
-
-
-def _read_size(path: str) -> tuple[int, int]:
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return image.size
-    except UnidentifiedImageError:  # photos from the web are named .jpg whatever they are
-        with Image.open(path) as image:
-            return image.size
 
 
 def _photos(data: Path, people: list[str], counts: Counter, problems: list[str]) -> Iterator[str]:
@@ -240,32 +241,30 @@ def _listing(places: Places, action: str | None) -> Iterator[Callable[[list[list
     if action is None:
         yield lambda rows: None
         return
-    _settle(places)  # what an earlier run that was cut short has left
-    try:
-        with open(places.journal, "w", **TEXT) as journal:
+    with file_errors(places.journal), locked(places.lock):
+        _settle(places)  # what an earlier run that was cut short has left
+        try:
+            with open(places.journal, "w", **TEXT) as journal:
 
-            def note(rows: list[list]) -> None:
-                csv.writer(journal).writerows(rows)
-                journal.flush()
+                def note(rows: list[list]) -> None:
+                    csv.writer(journal).writerows(rows)
+                    journal.flush()
 
-            yield note
-    finally:
-        _settle(places)
+                yield note
+        finally:
+            _settle(places)
 
 
 def _settle(places: Places) -> None:
     """Merge the rows of the journal into the list and remove the journal. Both are sorted by person."""
     merged = heapq.merge(_rows(places.list), _rows(places.journal), key=lambda row: _person(row[0]))
-    try:
-        with replacing(places.list) as temporary, open(temporary, "w", **TEXT) as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for _, rows in itertools.groupby(merged, key=lambda row: _person(row[0])):
-                latest = {row[0]: row for row in rows}
-                writer.writerows(_as_it_is(latest[photo], places) for photo in sorted(latest))
-        places.journal.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"Cannot write the list of photos {places.list}: {error.strerror}") from error
+    with replacing(places.list) as temporary, open(temporary, "w", **TEXT) as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for _, rows in itertools.groupby(merged, key=lambda row: _person(row[0])):
+            latest = {row[0]: row for row in rows}
+            writer.writerows(_as_it_is(latest[photo], places) for photo in sorted(latest))
+    places.journal.unlink(missing_ok=True)
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
@@ -296,6 +295,8 @@ def _person(photo: str) -> str:
 def _report(counts: Counter, problems: list[str], places: Places, action: str | None) -> None:
     numbers = f"killed {counts['killed']}, unreadable {counts['unreadable']}, kept {counts['kept']}"
     numbers += f", all {counts['all']}; other files left alone: {counts['other_files']}"
+    if not counts["all"]:
+        print(f"There are no photos (jpg, jpeg, png) in the folders of {places.data}.")
     print(numbers if action else f"dry run, nothing was changed: {numbers}")
     if counts["failed"]:
         print(f"{counts['failed']} more are small or unreadable but could not be {action}: they stay in place")
@@ -315,9 +316,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data_path", metavar="D", help="folder with one sub-folder per person (default: raw_data_path)"
-    )
+    parser.add_argument("--data_path", metavar="D", help="one sub-folder per person (default: raw_data_path)")
     parser.add_argument(
         "--min_size", type=int, default=250, metavar="PX", help="least width and height, in px (default: 250 px)"
     )

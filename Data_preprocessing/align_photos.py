@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,17 +25,25 @@ from Data_preprocessing.face_alignment import FaceAligner
 from Data_preprocessing.manifest import (
     ManifestRow,
     OutputFolders,
-    locked,
+    check_space,
     parse_row,
     remove_leftovers,
     row_text,
     scan_rows,
     shard_files,
     sort_key,
+    space_per_photo,
     write_manifest,
 )  # fmt: skip
 from Data_preprocessing.mask_drawing import check_kinds, choose_mask, draw_attention_target, draw_mask, white_box
-from Data_preprocessing.photo_files import DataError, decode_photo, photos_of, write_jpeg
+from Data_preprocessing.photo_files import (
+    DataError,
+    decode_photo,
+    file_errors,
+    photos_of,
+    write_jpeg,
+)  # fmt: skip
+from Data_preprocessing.run_lock import locked
 
 CHUNK = 8  # photos that a worker takes at once
 LOOK_AHEAD = 4  # chunks per worker under way: bounds the memory, and the work that a kill loses
@@ -184,12 +192,23 @@ def run(
     check_kinds(settings.mask_kinds)
     if not isinstance(photos, Iterator):
         photos = sorted(set(photos), key=sort_key)
+        total = len(photos)
     manifest = settings.outputs.manifest
     journal = manifest.with_suffix(".journal")
     rivals = [whole.with_suffix(".lock")] if whole else shard_files(manifest, ".lock")
     summary, started = Summary(), time.perf_counter()
-    with file_errors(), locked(manifest, rivals), tqdm(total=total, desc=desc, unit="photo") as bar:
-        done = read_done([whole or manifest, *shard_files(whole or manifest), journal], settings)
+
+    def needed() -> int:
+        return round(max(0, (total or 0) - len(done) - summary.made) * space_per_photo(settings.image_size))
+
+    done = {}
+    with (
+        file_errors(journal, needed),
+        locked(manifest.with_suffix(".lock"), rivals),
+        tqdm(total=total, desc=desc, unit="photo") as bar,
+    ):
+        done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings))
+        check_space(needed(), settings.outputs)
         tasks = todo(photos, done, settings, summary, bar)
         with closing(run_chunks(tasks, settings, workers)) as chunks, open(journal, "ab") as file:
             for rows in chunks:
@@ -201,10 +220,10 @@ def run(
                 bar.update(len(rows))
         parts = [*shard_files(manifest), journal]
         if any(part.stat().st_size for part in parts):
+            if not whole:
+                remove_leftovers(settings.outputs)
             write_manifest(parts, manifest)
         journal.unlink(missing_ok=True)
-        if not whole and summary.made:
-            remove_leftovers(settings.outputs)
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -219,7 +238,7 @@ def read_done(files: Iterable[Path], settings: Settings) -> dict[str, Done]:
         whole = 0
         for fields, _, end in scan_rows(path):
             whole = end
-            row = parse_row(fields[:15])
+            row = parse_row(fields[:15], path)
             was = f"image_size {row.image_size}, seed {row.seed}"
             now = f"image_size {settings.image_size}, seed {settings.seed}"
             if row.status == "ok":
@@ -311,12 +330,3 @@ def end_with_parent() -> None:
     """Wait for the parent's end, then end at once: a killed parent cannot tell its workers to stop."""
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-@contextmanager
-def file_errors() -> Iterator[None]:
-    """Turn a full disk or a folder without write permission into a DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"Stopped: {error}. All that is done is kept: start again to go on.") from error

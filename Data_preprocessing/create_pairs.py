@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, person_folders, photos_of, write_whole
+from Data_preprocessing.photo_files import DataError, file_errors, person_folders, photos_of, write_whole
 
 ROUNDS = 20  # of drawing people evenly; what is missing after them is drawn from all pairs left
 People = list[tuple[str, np.ndarray]]  # name, and the numbers of that person's photos: (n,) int64, rising
@@ -185,7 +185,8 @@ def main(argv=None) -> Path:
     pairs_path = Path(args.pairs_path or f"{data_path}_pairs.txt").expanduser()
     if pairs_path.exists() and not args.overwrite:
         raise DataError(f"{pairs_path} is there already: give another --pairs_path, or --overwrite to replace it.")
-    create_pairs(data_path, pairs_path, args.folds, args.pairs, config["seed"])
+    with file_errors(pairs_path):
+        create_pairs(data_path, pairs_path, args.folds, args.pairs, config["seed"])
     return pairs_path
 
 

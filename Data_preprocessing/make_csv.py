@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, person_folders, photos_of, replacing
+from Data_preprocessing.photo_files import DataError, file_errors, person_folders, photos_of, write_whole
 
 
 def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
@@ -41,14 +41,18 @@ def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
         )
     classes = np.repeat(np.arange(len(names)), counts)
     table = pd.DataFrame({"id": ids, "name": np.repeat(np.array(names, object), counts), "class": classes})
-    with replacing(csv_path) as temporary:
-        try:
-            table.to_csv(temporary, index=False, lineterminator="\n")
-        except UnicodeEncodeError as error:
-            raise DataError(f"{data_path} holds a name that is not UTF-8, rename it: {error.object!r:.200}") from error
+    try:
+        write_whole(csv_path, table.to_csv(index=False, lineterminator="\n"))
+    except UnicodeEncodeError as error:
+        wrong = next(name for name in ids + names if not _is_utf8(name))
+        raise DataError(f"{data_path} holds a name that is not UTF-8, rename it: {wrong!r:.200}") from error
     single = counts.count(1)
     print(f"{len(ids)} photos of {len(names)} people, {single} of them with one photo only -> {csv_path}")
     return table
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def main(argv=None, config_name: str = "config_mask", description: str | None = __doc__) -> pd.DataFrame:
@@ -71,7 +75,9 @@ def main(argv=None, config_name: str = "config_mask", description: str | None = 
         data_path = Path(args.data_path).expanduser().resolve()
         if args.train_data_index is None:  # the index of other faces must not replace the config's
             csv_path = f"{data_path}.csv"
-    return make_csv(data_path, args.csv_path or csv_path)
+    csv_path = args.csv_path or csv_path
+    with file_errors(csv_path):
+        return make_csv(data_path, csv_path)
 
 
 if __name__ == "__main__":

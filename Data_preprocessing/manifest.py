@@ -1,21 +1,28 @@
-"""The manifest of aligned photos: its rows, files of rows, and the lock of the run that writes them."""
+"""The manifest of aligned photos: its rows, and files of rows."""
 
 import csv
 import glob
 import os
-import platform
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from Data_preprocessing.photo_files import DataError, replacing
+from Data_preprocessing.photo_files import DataError, free_space, remove_stale, replacing
 
 COLUMNS = (
     "source,face,status,reason,num_faces,left,top,right,bottom,kind,colour,seed,image_size,source_bytes,source_crc32"
 ).split(",") + [f"{axis}{point}" for point in range(68) for axis in "xy"]
+
+# what follows the reason, in a row with a face (with or without its landmarks) and in another row
+OK_NUMBERS = re.compile(
+    r"[0-9]{1,9}(,-?[0-9]{1,9}){4},[^,]+,#[0-9a-f]{6}(,[0-9]{1,18}){4}((,-?[0-9]{1,9}\.[0-9]{2}){136})?"
+)
+OTHER_NUMBERS = re.compile(r"[0-9]{1,9},,,,,,(,[0-9]{1,18}){3},[0-9]{0,18}(,{136})?")
+
+SPACE_PER_PHOTO = 14_000, 0.55  # bytes, and bytes per px of an image: real photographs take 16 kB at 80 px, 48 at 256
 
 
 class OutputFolders(NamedTuple):
@@ -73,8 +80,15 @@ def quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
 
 
-def parse_row(fields: list[str]) -> ManifestRow:
-    """The row that ``row_text`` wrote, from its fields; from the first 15 of them, the row without landmarks."""
+def parse_row(fields: list[str], path: str | Path = "the manifest") -> ManifestRow:
+    """The row that ``row_text`` wrote, from its fields; from the first 15 of them, the row without landmarks.
+
+    Raises DataError, naming ``path``, for fields that ``row_text`` does not write.
+    """
+    if wrong := _wrong_part(fields):
+        raise DataError(
+            f"{path} is damaged in the row of {fields[0]!r} ({wrong}). Remove it and run Image_processing.py again."
+        )
     ok = fields[2] == "ok"
     points = fields[15:] if ok else []
     return ManifestRow(
@@ -89,6 +103,20 @@ def parse_row(fields: list[str]) -> ManifestRow:
         source_bytes=int(fields[13]),
         source_crc32=int(fields[14]) if fields[14] else None,
     )
+
+
+def _wrong_part(fields: list[str]) -> str:
+    """What ``row_text`` cannot have written, or ''. Files are opened by the names in a row: none may lead elsewhere."""
+    source, face, status, reason = fields[:4]
+    ok = status == "ok"
+    if status not in ("ok", "no_face", "unreadable") or ok == bool(reason) or ok != bool(face):
+        return f"status {status!r} with face {face!r} and reason {reason!r}"
+    for name in (source, face) if ok else (source,):
+        person, _, file = name.partition("/")
+        if "/" in file or "\0" in name or {person, file} & {"", ".", ".."}:
+            return f"{name!r} is not 'person/file'"
+    numbers = ",".join(fields[4:])
+    return "" if (OK_NUMBERS if ok else OTHER_NUMBERS).fullmatch(numbers) else f"numbers {numbers[:80]}"
 
 
 def scan_rows(path: Path) -> Iterator[tuple[list[str], int, int]]:
@@ -128,7 +156,7 @@ def read_manifest(path: str | Path) -> dict[str, ManifestRow]:
     """All rows of a manifest by their source 'person/file'. Raises DataError if it is missing or damaged."""
     if not Path(path).is_file():
         raise DataError(f"There is no manifest {path}: run Data_preprocessing/Image_processing.py first.")
-    return {fields[0]: parse_row(fields) for fields, _, _ in scan_rows(Path(path))}
+    return {fields[0]: parse_row(fields, path) for fields, _, _ in scan_rows(Path(path))}
 
 
 def write_manifest(parts: Iterable[Path], manifest: Path) -> None:
@@ -164,55 +192,25 @@ def shard_files(manifest: Path, suffix: str = ".csv") -> list[Path]:
     return sorted(manifest.parent.glob(f"{glob.escape(manifest.stem)}.shard-*-of-*{suffix}"))
 
 
+def space_per_photo(image_size: int) -> float:
+    """About the bytes on disk that one photo's three images and its row take."""
+    return SPACE_PER_PHOTO[0] + SPACE_PER_PHOTO[1] * image_size**2
+
+
+def check_space(needed: int, outputs: OutputFolders) -> None:
+    """Warn if the ``needed`` bytes may be more than are free; raise DataError if they are more than twice as many."""
+    folder = outputs.face_mask.parent
+    free = free_space(folder)
+    text = f"about {needed / 1e6:,.1f} MB are needed in {folder}, {free / 1e6:,.1f} MB are free there"
+    if needed > 2 * free:
+        raise DataError(f"Not enough space: {text}. Free some, or give another --out_dir.")
+    if needed > free:
+        print(f"note: space may run out: {text}")
+
+
 def remove_leftovers(outputs: OutputFolders) -> None:
-    """Remove the temporary files of runs that were killed while they wrote."""
+    """Remove the temporary files of runs that were killed while they wrote. Only the holder of the lock may."""
     for folder in outputs[:3]:
         for path in folder.glob("*/.*.tmp"):
             path.unlink(missing_ok=True)
-    for path in outputs.manifest.parent.glob(f".{glob.escape(outputs.manifest.stem)}.*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-class BusyError(DataError):
-    """Another run is writing the same files."""
-
-
-@contextmanager
-def locked(manifest: Path, rivals: Iterable[Path] = ()) -> Iterator[None]:
-    """Hold the manifest's lock file while the block runs. Raises BusyError if it or one of ``rivals`` is held."""
-    lock = manifest.with_suffix(".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        refuse_if_held(lock)
-        try:
-            with open(lock, "x") as file:
-                file.write(f"{os.getpid()} {platform.node()}")
-            break
-        except FileExistsError:
-            continue  # another run was quicker
-    try:
-        for rival in rivals:
-            refuse_if_held(rival)
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def refuse_if_held(lock: Path) -> None:
-    """Raise BusyError if a run holds the lock; remove the lock if its run was one of this machine and is dead."""
-    try:
-        pid, _, host = lock.read_text(errors="replace").partition(" ")
-    except FileNotFoundError:
-        return
-    if host == platform.node() and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)  # signal 0 only asks whether the process is there
-        except ProcessLookupError:
-            lock.unlink(missing_ok=True)
-            return
-        except PermissionError:
-            pass  # it is there, and someone else's
-    raise BusyError(
-        f"Another run (process {pid or '?'} on {host or '?'}) is writing into {lock.parent}. Wait for it; "
-        f"if it is no longer there, remove {lock}"
-    )
+    remove_stale(outputs.manifest.parent, outputs.manifest.stem)

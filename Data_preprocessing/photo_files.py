@@ -1,9 +1,13 @@
 """Photos in folders: list them, read them, and write files whole or not at all."""
 
+import errno
 import os
+import re
 import secrets
+import shutil
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from Data_preprocessing.processes import Process, host_code, this_process
+
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+# what a photo may be inside, whatever its name says: others are no photos, or start programs to be read (EPS)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,18})-([0-9]*)-[0-9a-f]{8}\.tmp", re.DOTALL)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -136,7 +146,7 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow only warns between one and two times its limit; such a photo is refused as well
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data)) as image:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
                 # not ImageOps.exif_transpose: it writes the EXIF block anew, and fails where a tag of it is damaged
                 turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
                 image = image if turn is None else image.transpose(turn)
@@ -152,31 +162,94 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, tidy: bool = True) -> Iterator[Path]:
     """Give a temporary name beside ``path``; rename it to ``path`` if the block succeeds, remove it if not.
 
-    A reader sees the old file or the whole new one, never a half.
+    A reader sees the old file or the whole new one, never a half. ``tidy``: first remove the temporary files of
+    ``path`` that killed runs have left; leave it out where many files are written, for it lists the folder.
+    An OSError without a file name, such as that of a full disk, is given the name ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a part of the name only: with all of it, the temporary name of a file with a long name would be too long
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    if tidy:
+        remove_stale(path.parent, path.name)
+    temporary = temporary_name(path)
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
 
 
-def write_whole(path: str | Path, data: bytes | str) -> None:
-    """Write bytes, or text as UTF-8, to ``path``: whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that nobody else uses, and that tells whose it is."""
+    process = this_process()
+    owner = f"{host_code()}-{process.pid}-{process.start}-{secrets.token_hex(4)}"
+    # a part of the name only: with all of it, the temporary name of a file with a long name would be too long
+    return path.with_name(f".{path.name[:40]}.{owner}.tmp")
+
+
+def remove_stale(folder: Path, name: str) -> None:
+    """Remove the temporary files of files whose names start with ``name`` that killed runs of this machine have left.
+
+    Those of other machines stay, for nothing tells whether their run still writes them.
+    """
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(f".{name[:40]}")]
+    for found in names:
+        match = TEMPORARY.fullmatch(found)
+        if match and Process(int(match[2]), match[1], match[3]).has_ended():
+            (folder / found).unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, data: bytes | str, tidy: bool = True) -> None:
+    """Write bytes, or text as UTF-8, to ``path``: whole or not at all. ``tidy`` as in ``replacing``."""
+    data = data.encode("utf-8") if isinstance(data, str) else data
+    with replacing(path, tidy) as temporary:
+        try:
+            temporary.write_bytes(data)
+        except OSError as error:
+            error.filename, error.needed = str(path), len(data)  # for file_errors
+            raise
+
+
+@contextmanager
+def file_errors(path: str | Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
+    """Turn a full disk, or a folder without write permission, into a DataError that says where and what to do.
+
+    ``path``: the file meant by an error that names none. ``needed()``: bytes that the block still needs; without it,
+    the size of the file that did not fit is told, where it is known.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # of `... | head`: no trouble with files
+        raise
+    except OSError as error:
+        text = f"{error.strerror or error}: {error.filename or path}."
+        if error.errno in DISK_FULL:
+            more = needed() if needed else getattr(error, "needed", 0)
+            text += f" {free_space(error.filename or path) / 1e6:,.1f} MB are free there"
+            text += f", {max(more, 1e5) / 1e6:,.1f} MB are needed" if more else ""
+            text += ": free some space, or ask for more quota."
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            text += " Choose another folder, or change its rights."
+        raise DataError(f"Stopped: {text} All that is done is kept: start again to go on.") from error
+
+
+def free_space(path: str | Path) -> int:
+    """Bytes that may still be written where ``path`` is, or would be."""
+    folder = Path(os.path.abspath(path))
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else sys.maxsize  # some network disks tell nothing
 
 
 def write_jpeg(path: str | Path, image: np.ndarray, quality: int = 95) -> None:
     """Write an (H, W, 3) RGB or (H, W) grey uint8 image as JPEG, without colour subsampling: whole or not at all."""
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue(), tidy=False)

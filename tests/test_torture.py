@@ -1,0 +1,182 @@
+"""kill -9 at random moments, from outside: started again, every script of the preparation ends with the same bytes.
+
+Slow, so under a marker: ``python -m pytest -m torture``. The moments are drawn with a fixed seed within the time that
+an uninterrupted run takes here; what each of them hits depends on the machine.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from Data_preprocessing.Make_sample_faces import make_sample_faces
+
+pytestmark = pytest.mark.torture
+
+MOMENTS = 20
+IMPORTS = 0.3  # of a run's time at least go into starting Python: a kill there shows nothing
+CACHE = (
+    "import sys; sys.path.insert(0, sys.argv[1])\n"
+    "from Data_loader.lfw_pairs import prepare_pairs\n"
+    "pairs = prepare_pairs('pairs.txt', 'test', 'cache', 64, 0, 'none', workers=2)\n"
+    "assert len(pairs.index) == 24"
+)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Path:
+    """What the scripts start from: drawn photos, many tiny photos, faces of many people (empty files), an index."""
+    folder = tmp_path_factory.mktemp("start")
+    make_sample_faces(folder / "set", people=4, photos=8, small_every=0)
+    make_sample_faces(folder / "test", people=6, photos=4, first_person=8, small_every=0)
+    (folder / "set" / "drawn_002" / "broken.jpg").write_bytes(b"no photo")
+    for person in range(60):
+        for number in range(1, 21):
+            path = folder / "many" / f"p{person:02d}" / f"p{person:02d}_{number:04d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = 30 if number % 2 else 3
+            Image.new("RGB", (size, size), (person, number, 90)).save(path)
+    for person in range(200):
+        (folder / "faces" / f"n{person:04d}").mkdir(parents=True)
+        for number in range(8):
+            (folder / "faces" / f"n{person:04d}" / f"{number}.jpg").touch()
+    rows = [f"{number},n{person:04d},{person}" for person in range(200) for number in range(8)]
+    (folder / "index.csv").write_text("\n".join(["id,name,class", *rows]) + "\n")
+    lines = [f"drawn_{8 + i % 6:03d}\t{1 + i // 6}\t{2 + i // 6}" for i in range(12)]
+    lines += [f"drawn_{8 + i % 5:03d}\t{1 + i // 5}\tdrawn_{9 + i % 5:03d}\t{1 + i // 5}" for i in range(12)]
+    (folder / "pairs.txt").write_text("\n".join(["1\t12", *lines]) + "\n")
+    return folder
+
+
+def tree(folder):
+    """Every file below the folder and its bytes, hidden ones too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def script(name, *options):
+    return [sys.executable, str(ROOT / name), *options]
+
+
+ALIGN = ("--data_path", "set", "--out_dir", "out", "--image_size", "64")
+# name -> what of the start is needed, the commands that one after the other do the job
+JOBS = {
+    "Kill_img": (["many"], [script("Data_preprocessing/Kill_img.py", "--data_path", "many", "--min_size", "10")]),
+    "Kill_img --delete": (
+        ["many"],
+        [script("Data_preprocessing/Kill_img.py", "--data_path", "many", "--min_size", "10", "--delete")],
+    ),
+    "Image_processing": (["set"], [script("Data_preprocessing/Image_processing.py", *ALIGN, "--workers", "1")]),
+    "Image_processing, 2 workers": (
+        ["set"],
+        [script("Data_preprocessing/Image_processing.py", *ALIGN, "--workers", "2")],
+    ),
+    "Image_processing, shards": (
+        ["set"],
+        [
+            script("Data_preprocessing/Image_processing.py", *ALIGN, "--workers", "1", "--shard", f"{i}/2")
+            for i in (1, 2)
+        ],
+    ),
+    "Make_csv": (
+        ["faces"],
+        [script("Data_preprocessing/Make_csv_file_mask.py", "--data_path", "faces", "--csv_path", "new.csv")],
+    ),
+    "triplets": (
+        ["index.csv"],
+        [script("Data_loader/triplets.py", "--train_data_index", "index.csv", "--num_train_triplets", "1000000")],
+    ),
+    "create_pairs": (
+        ["many"],
+        [
+            script("Data_preprocessing/create_pairs.py", "--data_path", "many", "--pairs_path", "new.txt")
+            + ["--folds", "5", "--pairs", "1500", "--overwrite"]
+        ],
+    ),
+    "test face cache": (["test", "pairs.txt"], [[sys.executable, "-c", CACHE, str(ROOT)]]),
+}  # fmt: skip
+
+
+def fresh(start, parts, folder):
+    folder.mkdir()
+    for part in parts:
+        copy = shutil.copytree if (start / part).is_dir() else shutil.copyfile
+        copy(start / part, folder / part)
+    return folder
+
+
+def launch(command, folder):
+    """Start the command in a session of its own; its output goes to files, so that orphans hold no pipe open."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(folder.with_suffix(".err"), "w") as errors:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=errors, stderr=errors, start_new_session=True
+        )
+
+
+def finish(command, folder):
+    process = launch(command, folder)
+    assert process.wait(timeout=120) == 0, folder.with_suffix(".err").read_text()[-2000:]
+
+
+def kill(process, delay, with_workers):
+    """kill -9 after ``delay`` seconds; True if it was still at work. Without its workers, these end by themselves."""
+    try:
+        process.wait(timeout=delay)
+        return False
+    except subprocess.TimeoutExpired:
+        if with_workers:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait(timeout=30)
+        return True
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_killed_at_any_moment_and_started_again(name, start, tmp_path):
+    parts, commands = JOBS[name]
+    reference = fresh(start, parts, tmp_path / "reference")
+    seconds = []
+    for command in commands:
+        started = time.monotonic()
+        finish(command, reference)
+        seconds.append(time.monotonic() - started)
+    wanted, before = tree(reference), tree(start)
+    rng = np.random.default_rng(list(JOBS).index(name))
+    hit = 0
+    for moment in range(MOMENTS):
+        folder = fresh(start, parts, tmp_path / f"run{moment}")
+        for command, duration in zip(commands, seconds, strict=True):
+            for _ in range(rng.integers(1, 3)):  # some are killed twice
+                delay = duration * rng.uniform(IMPORTS, 1.0)
+                hit += kill(launch(command, folder), delay, with_workers=bool(rng.integers(2)))
+                check_nothing_is_half(folder, wanted, before)
+            finish(command, folder)
+        if len(commands) > 1:  # a shard that ended while the other was dead
+            for command in commands:
+                finish(command, folder)
+        assert tree(folder) == wanted, f"moment {moment}: {sorted(set(tree(folder)) ^ set(wanted))[:10]}"
+        shutil.rmtree(folder)
+    assert hit >= MOMENTS // 2, f"only {hit} of the kills came in time"
+
+
+def check_nothing_is_half(folder, wanted, before):
+    """Whatever has its final name is whole; no photo of the user is lost, whichever of its two places it is in."""
+    now = tree(folder)
+    changing = {path for path in now if path.endswith(("_killed.csv", "_manifest.csv"))}  # they grow from run to run
+    for path, data in now.items():
+        if path in wanted and path not in changing:
+            assert data == wanted[path], f"{path} is half written"
+    moved = {path.replace("many_killed/", "many/") for path in now}
+    for path in wanted:
+        original = path.replace("many_killed/", "many/")
+        if original in before:
+            assert original in moved, f"{original} is lost"
