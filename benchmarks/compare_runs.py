@@ -1,0 +1,81 @@
+"""Compare training runs: AUC against training seconds (or epochs), as a picture and a Markdown table.
+
+python benchmarks/compare_runs.py logs/plain logs/packed --picture docs/pictures/packed.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config_mask import run_script
+from Data_preprocessing.photo_files import DataError, replacing
+
+LABELS = {"seconds": "training seconds, validation not counted", "epoch": "epoch"}
+
+
+def read_run(folder: str, x: str) -> pd.DataFrame:
+    """metrics.csv of a run with the column ``x`` from which to plot; seconds are added up over the epochs."""
+    path = Path(folder, "metrics.csv")
+    if not path.is_file():
+        raise DataError(f"There is no {path}: name the folders of runs, such as logs/V9_2026-01-31_12-00-00")
+    metrics = pd.read_csv(path)
+    metrics["x"] = metrics["seconds"].cumsum() if x == "seconds" else metrics[x]
+    return metrics
+
+
+def at_equal_time(runs: dict[str, pd.DataFrame], columns: list[str], average: int) -> pd.DataFrame:
+    """Each run's figures at the end of the shortest run: means of its last ``average`` epochs up to then."""
+    end = min(metrics["x"].iloc[-1] for metrics in runs.values())
+    rows = []
+    for name, metrics in runs.items():
+        until = metrics[metrics["x"] <= end * 1.001].tail(average)
+        rows.append({"run": name, "until": round(float(until["x"].iloc[-1])), **until[columns].mean().round(4)})
+    return pd.DataFrame(rows)
+
+
+def plot(runs: dict[str, pd.DataFrame], columns: list[str], x: str, path: Path) -> None:
+    """One panel per column, one line per run."""
+    figure = Figure(figsize=(4.2 * len(columns), 3.4))
+    for axes, column in zip(np.atleast_1d(figure.subplots(1, len(columns), sharex=True)), columns, strict=True):
+        for name, metrics in runs.items():
+            axes.plot(metrics["x"], metrics[column], marker=".", label=name)
+        axes.set(title=column, xlabel=LABELS[x])
+        axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="FOLDER", help="folders that hold a metrics.csv")
+    parser.add_argument("--x", choices=LABELS, default="seconds", help="what to plot against (%(default)s)")
+    parser.add_argument(
+        "--columns", nargs="+", default=["unmasked_auc", "masked_auc", "cross_auc"], help="of metrics.csv"
+    )
+    parser.add_argument("--average", type=int, default=3, help="last epochs that a table's figure averages")
+    parser.add_argument("--picture", type=Path, help="where to write the picture")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> pd.DataFrame:
+    args = parse_args(argv)
+    runs = {Path(folder).name: read_run(folder, args.x) for folder in args.runs}
+    table = at_equal_time(runs, args.columns, args.average)
+    print("| " + " | ".join(table.columns) + " |\n" + "|---" * table.shape[1] + "|")
+    for row in table.itertuples(index=False):
+        print("| " + " | ".join(map(str, row)) + " |")
+    if args.picture:
+        plot(runs, args.columns, args.x, args.picture)
+        print(f"written: {args.picture}")
+    return table
+
+
+if __name__ == "__main__":
+    run_script(main)
