@@ -106,7 +106,7 @@ class TrainingRun:
         people = len(train_loader.batch_sampler.names)
         self.log(f"training faces: {len(dataset)} of {people} people in {dataset.data_path}")
         for key, test_set in test_sets.items():
-            skipped = ", ".join(f"{n} {reason}" for reason, n in test_set.pairs.skipped.items()) or "none skipped"
+            skipped = _reasons(test_set.pairs.skipped) or "none skipped"
             self.log(f"test pairs {key}: {len(test_set.pairs.is_same)} used, {skipped}")
 
     def record(self, progress: dict, figures: dict, scores: dict, evaluations: dict) -> None:
@@ -116,7 +116,7 @@ class TrainingRun:
             prefix = "" if test_set == "lfw" else f"{test_set}_"
             for protocol, summary in protocols.items():
                 for column in PROTOCOL_COLUMNS + FURTHER_PROTOCOL_COLUMNS:
-                    value = sum(summary["skipped"].values()) if column == "skipped" else summary[column]
+                    value = _reasons(summary["skipped"]) if column == "skipped" else summary[column]
                     row[f"{prefix}{protocol}_{column}"] = value
         self.rows.append({column: _cell(row.get(column)) for column in _columns(scores)})
         self._write_metrics()
@@ -207,6 +207,10 @@ def _columns(scores: dict) -> list[str]:
     further = [f"{protocol}_{column}" for protocol in PROTOCOLS for column in FURTHER_PROTOCOL_COLUMNS]
     others = [f"{name}_{column}" for name in scores if name != "lfw" for column in lfw]
     return TRAIN_COLUMNS + lfw + FURTHER_COLUMNS + further + others + LAST_COLUMNS
+
+
+def _reasons(skipped: dict[str, int]) -> str:
+    return "; ".join(f"{count} {reason}" for reason, count in skipped.items())
 
 
 def _cell(value: object) -> str:
