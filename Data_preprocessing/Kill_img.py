@@ -38,7 +38,7 @@ COLUMNS = ["photo", "width", "height", "reason", "action"]
 BATCH = 4096  # photos in hand at a time: the names of 3 million are never held together
 CHUNK = 64  # photos a thread takes at a time
 SHOWN = 10  # problems printed
-THREADS = 8  # they wait for the disk; Pillow's part needs one core
+THREADS = 8  # they wait for the disk; what Python does needs one core
 TEXT = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # any file name can be written and read back
 
 

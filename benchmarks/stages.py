@@ -1,0 +1,229 @@
+"""What benchmarks/speed.py measures of the data's way: each stage, its baseline, and the machine's limit."""
+
+import contextlib
+import io
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks import baseline
+from config_mask import ROOT, config
+from Data_loader.Data_loader_facenet_mask import usable_processors
+from Data_loader.triplet_dataset import FaceLoader, TrainDataset
+from Data_loader.triplets import random_triplets
+from Data_preprocessing import Kill_img
+from Data_preprocessing.align_photos import CHUNK, Settings, aligner_for, process_photo, run_chunks
+from Data_preprocessing.Image_processing import output_folders, process_photos
+from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.photo_files import iter_photos, person_folders, photos_of, read_photo
+
+REAL_PHOTOS = ROOT.parent / "shared" / "faces" / "lfw"
+
+
+class Contest(NamedTuple):
+    """A row of the table: three functions that do some work and return how many ``unit`` they did a second."""
+
+    stage: str
+    unit: str
+    ours: Callable[[], float]
+    baseline: Callable[[], float]
+    limit: Callable[[], float]
+    note: str  # what exactly was measured
+
+
+class Scene(NamedTuple):
+    """What the stages work on."""
+
+    folder: Path  # for what is written
+    photos: Path  # one folder a person, photos called <person>/<person>_0001.jpg
+    all_photos: Path  # many photos, for the cleaning
+    device: torch.device
+    size: float  # share of the usual amount of work; tests take less
+
+
+def make_scene(folder: Path, device: torch.device, size: float = 1.0, real: Path | None = REAL_PHOTOS) -> Scene:
+    """Links to the photos of 60 people in ``real`` with 3 to 6 photos each; where it is missing, 20 drawn people."""
+    photos = folder / "photos"
+    if real is not None and real.is_dir():
+        several = [person for person in person_folders(real) if 3 <= len(photos_of(real, person)) <= 6]
+        for person in random.Random(0).sample(several, round(60 * max(size, 0.2))):
+            (photos / person).mkdir(parents=True)
+            for name in photos_of(real, person):
+                (photos / person / name).symlink_to(real / person / name)
+        return Scene(folder, photos, real, device, size)
+    with silence():
+        make_sample_faces(photos, people=round(20 * max(size, 0.3)), photos=6, small_every=0)
+    many = folder / "many"
+    for number, photo in itertools.product(range(round(25 * size) + 1), iter_photos(photos)):
+        (many / f"p{number}").mkdir(parents=True, exist_ok=True)
+        os.link(photos / photo, many / f"p{number}" / os.path.basename(photo))
+    return Scene(folder, photos, many, device, size)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """What the scripts say of their work does not belong in the table."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def rate(number: float, work: Callable[[], object]) -> float:
+    """``number`` of units a second, which ``work()`` does."""
+    started = time.perf_counter()
+    with silence():
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return number / (time.perf_counter() - started)
+
+
+def clean(scene: Scene) -> list[Contest]:
+    """Step 1: the sizes of many photos."""
+    paths = [scene.all_photos / photo for photo in iter_photos(scene.all_photos)]
+    some = random.Random(0).sample(paths, min(len(paths), round(400 * scene.size)))
+
+    def read_beginnings() -> None:
+        for path in paths:
+            with open(path, "rb") as file:
+                file.read(1024)
+
+    return [
+        Contest(
+            "clean",
+            "photos/s",
+            lambda: rate(len(paths), lambda: Kill_img.kill(scene.all_photos, 100, action=None)),
+            lambda: rate(len(some), lambda: [baseline.is_small(path, 100) for path in some]),
+            lambda: rate(len(paths), read_beginnings),
+            f"{len(paths):,} photos, {Kill_img.THREADS} threads; baseline: each of {len(some)} decoded, one thread; "
+            "limit: open each file and read 1 kB, one thread",
+        )
+    ]
+
+
+def settings_for(scene: Scene, name: str, image_size: int = 256) -> Settings:
+    """Where and how the align stages write."""
+    return Settings(scene.photos, output_folders(scene.folder, name), image_size, 0, config["predictor_path"])
+
+
+def align(scene: Scene) -> list[Contest]:
+    """Step 2 in one process."""
+    settings, theirs = settings_for(scene, "ours"), output_folders(scene.folder, "baseline")
+    aligner = aligner_for(settings.predictor_path, settings.image_size)
+    photos = random.Random(0).sample(list(iter_photos(scene.photos)), round(24 * scene.size))
+    arrays = [read_photo(scene.photos / photo) for photo in photos]
+    cv2.setNumThreads(1)
+    return [
+        Contest(
+            "align",
+            "photos/s/core",
+            lambda: rate(len(photos), lambda: [process_photo(photo, photo, settings) for photo in photos]),
+            lambda: rate(
+                len(photos),
+                lambda: [baseline.align_photo(aligner, scene.photos / photo, theirs, photo) for photo in photos],
+            ),
+            lambda: rate(len(photos), lambda: [aligner.detector(array, 0) for array in arrays]),
+            f"{len(photos)} photos to 256 px, masks and targets drawn, three files written, one process; "
+            "limit: dlib's detector alone, not upsampled",
+        )
+    ]
+
+
+def workers(scene: Scene) -> list[Contest]:
+    """Step 2 in one process a core against one process; starting the processes is not counted."""
+    cores = usable_processors()
+    settings = settings_for(scene, "workers")
+    photos = list(iter_photos(scene.photos))
+    photos = list(itertools.islice(itertools.cycle(photos), round(240 * scene.size) // CHUNK * CHUNK))
+
+    def speed(processes: int) -> float:
+        # a name of its own for each, or two processes might write one file
+        tasks = iter([(photo, f"person/{number}.jpg") for number, photo in enumerate(photos)])
+        chunks = run_chunks(tasks, settings, processes)
+        warm = sum(len(next(chunks)) for _ in range(processes))
+        return rate(len(photos) - warm, lambda: list(chunks))
+
+    return [
+        Contest(
+            "workers",
+            "photos/s",
+            lambda: speed(cores),
+            lambda: speed(1),
+            lambda: cores * speed(1),
+            f"{len(photos)} photos aligned and masked by {cores} processes; baseline: the same by one; "
+            f"limit: {cores} times one",
+        )
+    ]
+
+
+def triplets(scene: Scene) -> list[Contest]:
+    """A table for all of VGGFace2."""
+    num_photos, num_people = round(1_018_790 * scene.size), round(8_631 * scene.size)
+    num, few = round(100_000 * scene.size), round(200 * scene.size)
+    rng = np.random.default_rng(0)
+    classes = np.sort(rng.integers(num_people, size=num_photos))
+    index = pd.DataFrame({"class": classes})
+    bounds = (num_people, num_people, num_photos, num_photos, num_photos)
+    return [
+        Contest(
+            "triplets",
+            "triplets/s",
+            lambda: rate(num, lambda: random_triplets(classes, num, rng)),
+            lambda: rate(few, lambda: baseline.triplets_by_scanning(index, few, rng)),
+            lambda: rate(num, lambda: [rng.integers(bound, size=num) for bound in bounds]),
+            f"{num:,} triplets from {num_photos:,} photos of {num_people:,} people; baseline: {few} triplets; "
+            "limit: drawing the five random numbers of each",
+        )
+    ]
+
+
+def load(scene: Scene) -> list[Contest]:
+    """Decoding and collating batches of 20 triplets in one process."""
+    settings = settings_for(scene, "load")
+    photos = list(iter_photos(scene.photos))[: round(100 * max(scene.size, 0.2))]
+    with silence():
+        process_photos(
+            scene.photos, photos, settings.outputs, image_size=256, seed=0, predictor_path=settings.predictor_path
+        )
+    faces, targets = settings.outputs.face_mask, settings.outputs.mask_notmask
+    names = list(iter_photos(faces))
+    rows = np.random.default_rng(0).integers(len(names), size=(round(80 * scene.size), 3)).tolist()
+    batches = [rows[start : start + 20] for start in range(0, len(rows), 20)]
+    loader = FaceLoader(TrainDataset(names, faces, targets, 256), 0, batch_sampler=batches)
+    theirs = DataLoader(baseline.TripletImages(names, faces, targets, rows), batch_size=20)
+    data = [
+        [np.fromfile(folder / names[row], np.uint8) for folder in (faces, targets)] for row in itertools.chain(*rows)
+    ]
+    cv2.setNumThreads(1)
+
+    def decode() -> None:
+        for face, target in data:
+            cv2.imdecode(face, cv2.IMREAD_COLOR)
+            cv2.imdecode(target, cv2.IMREAD_GRAYSCALE)
+
+    return [
+        Contest(
+            "load",
+            "images/s/core",
+            lambda: rate(len(data), lambda: consume(loader)),
+            lambda: rate(len(data), lambda: consume(theirs)),
+            lambda: rate(len(data), decode),
+            f"{len(data)} faces of 256 px with their targets, batches of 20 triplets, one process; "
+            "limit: cv2.imdecode of the same bytes in memory",
+        )
+    ]
+
+
+def consume(loader: DataLoader) -> None:
+    """Go through a loader, keeping one batch at a time."""
+    for _ in loader:
+        pass
