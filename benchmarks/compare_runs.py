@@ -1,6 +1,6 @@
 """Compare training runs: AUC against training seconds (or epochs), as a picture and a Markdown table.
 
-python benchmarks/compare_runs.py logs/plain logs/packed --picture docs/pictures/packed.png
+python benchmarks/compare_runs.py logs/plain logs/packed --after 10 --picture docs/pictures/packed.png
 """
 
 import argparse
@@ -19,12 +19,15 @@ from Data_preprocessing.photo_files import DataError, replacing
 LABELS = {"seconds": "training seconds, validation not counted", "epoch": "epoch"}
 
 
-def read_run(folder: str, x: str) -> pd.DataFrame:
-    """metrics.csv of a run with the column ``x`` from which to plot; seconds are added up over the epochs."""
+def read_run(folder: str, x: str, after: int = 0) -> pd.DataFrame:
+    """metrics.csv of a run past epoch ``after``, with the column "x" to plot against; seconds are added up."""
     path = Path(folder, "metrics.csv")
     if not path.is_file():
         raise DataError(f"There is no {path}: name the folders of runs, such as logs/V9_2026-01-31_12-00-00")
     metrics = pd.read_csv(path)
+    metrics = metrics[metrics["epoch"] > after].copy()
+    if metrics.empty:
+        raise DataError(f"{path} has no epoch after {after}")
     metrics["x"] = metrics["seconds"].cumsum() if x == "seconds" else metrics[x]
     return metrics
 
@@ -59,6 +62,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--columns", nargs="+", default=["unmasked_auc", "masked_auc", "cross_auc"], help="of metrics.csv"
     )
+    parser.add_argument("--after", type=int, default=0, help="leave out the epochs up to this one, which runs share")
     parser.add_argument("--average", type=int, default=3, help="last epochs that a table's figure averages")
     parser.add_argument("--picture", type=Path, help="where to write the picture")
     return parser.parse_args(argv)
@@ -66,7 +70,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> pd.DataFrame:
     args = parse_args(argv)
-    runs = {Path(folder).name: read_run(folder, args.x) for folder in args.runs}
+    runs = {Path(folder).name: read_run(folder, args.x, args.after) for folder in args.runs}
     table = at_equal_time(runs, args.columns, args.average)
     print("| " + " | ".join(table.columns) + " |\n" + "|---" * table.shape[1] + "|")
     for row in table.itertuples(index=False):
