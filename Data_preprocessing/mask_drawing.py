@@ -1,6 +1,7 @@
 """Masks and attention targets: outlines -> pixels. OpenCV only, no dlib.
 
-A new kind of mask is a function that gives its outline, a function that draws it, and a line in ``MASK_KINDS``.
+A new kind of mask is functions that give its outline and draw it, and a line in ``MASK_KINDS``; one that is worn like
+the others here needs only a fabric, see ``mask_kinds``.
 """
 
 import hashlib
@@ -10,10 +11,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from Data_preprocessing.mask_geometry import face_outline, flat_mask_outline
+from Data_preprocessing.mask_geometry import MaskShape, face_outline, flat_mask_outline
+from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, draw_worn, subpixel, worn_shape
 from Data_preprocessing.photo_files import DataError
-
-Colour = tuple[int, int, int]
 
 # RGB, roughly the masks one meets in the street
 MASK_COLOURS: dict[str, Colour] = {
@@ -30,36 +30,101 @@ MASK_COLOURS: dict[str, Colour] = {
     "beige": (205, 180, 150),
     "olive": (95, 100, 65),
 }
-SUBPIXEL_BITS = 4  # OpenCV takes corners in sixteenths of a pixel
+
+
+SURGICAL_COLOURS = {
+    "light blue": (165, 205, 228),
+    "pale blue": (190, 218, 232),
+    "blue": (110, 165, 210),
+    "white": (238, 240, 240),
+    "green": (160, 210, 190),
+    "pink": (238, 190, 200),
+    "lilac": (200, 190, 225),
+    "black": (35, 35, 38),
+}
+BLACK_COLOURS = {
+    "black": (22, 22, 24),
+    "soot": (34, 33, 34),
+    "charcoal": (52, 52, 55),
+    "dark grey": (72, 72, 75),
+    "blue black": (24, 27, 40),
+}
+RESPIRATOR_COLOURS = {
+    "white": (242, 242, 240),
+    "bright white": (248, 248, 248),
+    "off-white": (228, 226, 218),
+    "light grey": (200, 202, 204),
+    "pale blue": (195, 215, 230),
+    "black": (38, 38, 40),
+}
 
 
 class MaskChoice(NamedTuple):
-    """What mask a photo gets: a key of ``MASK_KINDS`` and a colour (red, green, blue), 0..255."""
+    """What mask a photo gets: a key of ``MASK_KINDS``, a colour (red, green, blue), 0..255, and a seed from which all
+    else follows: fit, height on the nose, folds, print."""
 
     kind: str
     colour: Colour
+    seed: int = 0
 
 
 class MaskKind(NamedTuple):
     """One kind of mask.
 
-    ``outline(landmarks)`` gives the (N, 2) polygon that the mask covers; ``draw(chip, landmarks, colour)`` returns a
-    new chip with the mask on it.
+    ``outline(landmarks, choice)`` gives the (N, 2) polygon that the mask covers; ``below`` the polygon that the
+    attention target loses, with all below it; ``draw(image, landmarks, choice)`` returns a new image with the mask on
+    it. ``colours``: those to choose from.
     """
 
-    outline: Callable[[np.ndarray], np.ndarray]
-    draw: Callable[[np.ndarray, np.ndarray, Colour], np.ndarray]
+    outline: Callable[[np.ndarray, MaskChoice], np.ndarray]
+    below: Callable[[np.ndarray, MaskChoice], np.ndarray]
+    draw: Callable[[np.ndarray, np.ndarray, MaskChoice], np.ndarray]
+    colours: dict[str, Colour]
 
 
-def draw_flat(chip: np.ndarray, landmarks: np.ndarray, colour: Colour) -> np.ndarray:
+def flat_outline(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+    """(13, 2): jaw points 2..14, whatever the choice."""
+    return flat_mask_outline(landmarks)
+
+
+def draw_flat(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
     """The recipe's mask: one polygon in one colour."""
-    return fill(chip.copy(), flat_mask_outline(landmarks), colour, cv2.LINE_AA)
+    return fill(image.copy(), flat_mask_outline(landmarks), choice.colour, cv2.LINE_AA)
 
 
-# Later kinds (surgical, cloth, ...) are added here.
+def worn(landmarks: np.ndarray, choice: MaskChoice) -> MaskShape:
+    """The shape of a mask that is not flat."""
+    return worn_shape(landmarks, choice.kind, np.random.default_rng(choice.seed))
+
+
+def worn_outline(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+    """(N, 2) outline of a mask that is not flat."""
+    return worn(landmarks, choice).outline()
+
+
+def worn_below(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+    """(N, 2) outline of all below the upper edge of a mask that is not flat."""
+    return worn(landmarks, choice).below()
+
+
+def draw_worn_choice(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+    """A mask that is not flat, in the photo's light."""
+    return draw_worn(image, landmarks, *choice)
+
+
+def _worn_kind(colours: dict[str, Colour]) -> MaskKind:
+    return MaskKind(worn_outline, worn_below, draw_worn_choice, colours)
+
+
 MASK_KINDS: dict[str, MaskKind] = {
-    "flat": MaskKind(flat_mask_outline, draw_flat),
+    "flat": MaskKind(flat_outline, flat_outline, draw_flat, MASK_COLOURS),
+    "surgical": _worn_kind(SURGICAL_COLOURS),
+    "cloth": _worn_kind(MASK_COLOURS),
+    "printed": _worn_kind(MASK_COLOURS),
+    "black": _worn_kind(BLACK_COLOURS),
+    "respirator": _worn_kind(RESPIRATOR_COLOURS),
 }
+ALL_KINDS = tuple(MASK_KINDS)
 
 
 def mask_rng(seed: int, relative_path: str) -> np.random.Generator:
@@ -76,10 +141,18 @@ def choose_mask(seed: int, relative_path: str, kinds: Sequence[str] = ("flat",))
 
     Raises DataError for a kind that is not in ``MASK_KINDS``.
     """
+    return random_mask(mask_rng(seed, relative_path), kinds)
+
+
+def random_mask(rng: np.random.Generator, kinds: Sequence[str] = ("flat",)) -> MaskChoice:
+    """A mask of one of the ``kinds``, each as likely as the others.
+
+    Raises DataError for a kind that is not in ``MASK_KINDS``.
+    """
     check_kinds(kinds)
-    rng = mask_rng(seed, relative_path)
-    colours = list(MASK_COLOURS.values())
-    return MaskChoice(kinds[rng.integers(len(kinds))], colours[rng.integers(len(colours))])
+    kind = kinds[rng.integers(len(kinds))]
+    colours = list(MASK_KINDS[kind].colours.values())
+    return MaskChoice(kind, colours[rng.integers(len(colours))], int(rng.integers(2**31)))
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -89,30 +162,38 @@ def check_kinds(kinds: Sequence[str]) -> None:
         raise DataError(f"Mask kinds {list(kinds)}: choose one or more of {', '.join(MASK_KINDS)}")
 
 
-def draw_mask(chip: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
-    """Put a mask on an aligned face.
+def draw_mask(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+    """Put a mask on a face, in an aligned chip or in a whole photo.
 
     Args:
-        chip: (S, S, 3) uint8 RGB; it is not changed.
-        landmarks: (68, 2) in chip pixels.
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        landmarks: (68, 2) in the image's pixels; they may lie outside it.
 
     Returns:
-        (S, S, 3) uint8 RGB, a new array.
+        (H, W, 3) uint8 RGB, a new array.
     """
-    return MASK_KINDS[choice.kind].draw(chip, landmarks, choice.colour)
+    return MASK_KINDS[choice.kind].draw(image, landmarks, choice)
 
 
-def draw_attention_target(landmarks: np.ndarray, size: int, kind: str = "flat") -> np.ndarray:
+def mask_outline(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+    """(N, 2) float64 polygon, in the landmarks' pixels, that the mask covers; ear loops and shadow lie outside it."""
+    return MASK_KINDS[choice.kind].outline(landmarks, choice)
+
+
+def draw_attention_target(landmarks: np.ndarray, size: int, choice: MaskChoice | None) -> np.ndarray:
     """The part of an aligned face that a mask leaves free: what the attention branch is taught to look at.
 
     White is the face (hull of jaw, brows and estimated hairline) less the mask and all that lies below the mask's upper
-    edge, so that no sliver of cheek or chin beside the mask counts.
+    edge, so that no sliver of cheek or chin beside the mask counts. Without a mask (None) it is the whole face.
 
     Returns:
         (size, size) uint8, 255 = visible face, 0 = the rest.
     """
     face = fill(np.zeros((size, size), np.uint8), face_outline(landmarks), 255)
-    mask = fill(np.zeros((size, size), np.uint8), MASK_KINDS[kind].outline(landmarks), 255)
+    if choice is None:
+        return face
+    below = MASK_KINDS[choice.kind].below(landmarks, choice)
+    mask = fill(np.zeros((size, size), np.uint8), below, 255)
     face[np.maximum.accumulate(mask, axis=0) > 0] = 0
     return face
 
@@ -130,6 +211,5 @@ def white_box(target: np.ndarray) -> tuple[int, int, int, int]:
 
 def fill(image: np.ndarray, outline: np.ndarray, colour: Colour | int, line: int = cv2.LINE_8) -> np.ndarray:
     """Fill a polygon in ``image``, in place, to a sixteenth of a pixel; what lies outside the image is cut off."""
-    corners = np.round(np.asarray(outline, np.float64) * (1 << SUBPIXEL_BITS)).astype(np.int32)
-    cv2.fillPoly(image, [corners], colour, line, SUBPIXEL_BITS)
+    cv2.fillPoly(image, [subpixel(outline)], colour, line, SUBPIXEL_BITS)
     return image

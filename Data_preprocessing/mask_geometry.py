@@ -1,9 +1,11 @@
 """68 facial landmarks -> outlines, in pure numpy: no image, no dlib.
 
 The landmarks are dlib's (the iBUG 300-W order, counted from 0): jaw 0..16 from ear to ear over the chin (8), brows
-17..26, nose 27..35 (33: its base), eyes 36..47, mouth 48..67. x grows to the right, y downwards, in pixels; the face is
-upright, as in an aligned chip. An outline is an (N, 2) float64 array of polygon corners.
+17..26, nose 27..35 (33: its base), eyes 36..47, mouth 48..67. x grows to the right, y downwards, in pixels.
+An outline is an (N, 2) float64 array of polygon corners.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +13,15 @@ Point = tuple[float, float]
 JAW = slice(0, 17)
 FLAT_MASK = slice(2, 15)  # jaw points 2..14: the mask of the recipe
 BROWS = slice(17, 27)
-NOSE_BASE = 33
+NOSE_BRIDGE, NOSE_BASE, CHIN = 27, 33, 8
+NOSE_LINE = [27, 28, 29, 30, 33, 51]  # down the nose to the upper lip
+LEFT_EYE, RIGHT_EYE = slice(36, 42), slice(42, 48)  # left and right in the image
+LOWER_LIDS = [40, 41, 46, 47]
+UPPER_LIP = [48, 50, 51, 52, 54]
+STEPS = np.linspace(0, 1, 13)  # along a mask's lower edge
+HANG = np.sin(np.pi * STEPS) ** 0.7  # most at the chin
+CURVE = np.linspace(0, 1, 9)[:, None]  # along half an upper edge
+BELOW_NOSE = 0.05  # share of the masks worn below the nose
 # how far each brow point goes up to the hairline, as a share of the forehead's height: less at the temples
 HAIRLINE = np.array([0.55, 0.8, 0.93, 1.0, 1.0, 1.0, 1.0, 0.93, 0.8, 0.55])
 
@@ -58,3 +68,150 @@ def _chain(ordered: list[Point]) -> list[Point]:
 def _turn(a: Point, b: Point, c: Point) -> float:
     """Cross product of a->b and a->c: its sign says to which side the path a, b, c turns, 0 is straight on."""
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+class FaceFrame(NamedTuple):
+    """Coordinates of a face: x along the line through the eyes, y down the face, from landmark 28, in pixels.
+
+    ``axes``: (2, 2), its rows the unit vectors of x and y; ``height``: from the nose's bridge (27) to the chin (8).
+    """
+
+    origin: np.ndarray
+    axes: np.ndarray
+    height: float
+
+    def to_face(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) image points -> (N, 2) face coordinates."""
+        return (np.asarray(points, np.float64) - self.origin) @ self.axes.T
+
+    def to_image(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) face coordinates -> (N, 2) image points."""
+        return points @ self.axes + self.origin
+
+
+def face_frame(landmarks: np.ndarray) -> FaceFrame:
+    """The frame of (68, 2) landmarks; it turns, moves and grows with them."""
+    points = np.asarray(landmarks, np.float64)
+    across = points[RIGHT_EYE].mean(axis=0) - points[LEFT_EYE].mean(axis=0)
+    across /= max(np.hypot(*across), 1e-6)
+    axes = np.array([across, (-across[1], across[0])])
+    height = float((points[CHIN] - points[NOSE_BRIDGE]) @ axes[1])
+    return FaceFrame(points[NOSE_BRIDGE + 1], axes, max(height, 1.0))
+
+
+class MaskFit(NamedTuple):
+    """How a mask sits. Lengths are shares of the face's height, places on the jaw are jaw points (0..16).
+
+    nose: where the upper edge crosses the nose, as an index into ``NOSE_LINE``. side, corner: the left upper and lower
+    corner's place on the jaw (the right ones mirror them). skew: the jaw points by which the mask slips to one side.
+    inset: how far the sides keep from the jaw, as a share of the half face. chin: how far it hangs below the chin.
+    loose: how far it stands off the jaw. peak: 0.25 (a pointed upper edge) to 0.6 (a flat one).
+    """
+
+    nose: float
+    side: float
+    corner: float
+    skew: float
+    inset: float
+    chin: float
+    loose: float
+    peak: float
+
+
+class FitRange(NamedTuple):
+    """The (low, high) between which a kind's fits are drawn."""
+
+    side: tuple[float, float]
+    corner: tuple[float, float]
+    inset: tuple[float, float]
+    chin: tuple[float, float]
+    loose: tuple[float, float]
+
+
+def random_fit(rng: np.random.Generator, limits: FitRange) -> MaskFit:
+    """A fit within ``limits``. The nose is left bare in ``BELOW_NOSE`` of the cases, half of it in another fifth."""
+    u = rng.random(9).tolist()
+    if u[0] < BELOW_NOSE:
+        nose, slip = 4.1 + 0.4 * u[1], 1.3
+    elif u[0] < BELOW_NOSE + 0.2:
+        nose, slip = 2.0 + 1.0 * u[1], 0.5
+    else:
+        nose, slip = 0.9 + 1.1 * u[1], 0.0
+    side, corner, inset, chin, loose = (low + (high - low) * x for (low, high), x in zip(limits, u[2:7], strict=True))
+    side += slip
+    return MaskFit(nose, side, max(corner, side + 1), 0.7 * (u[7] - 0.5), inset, chin, loose, 0.25 + 0.35 * u[8])
+
+
+class MaskShape(NamedTuple):
+    """A mask that sits on a face, in face coordinates.
+
+    upper: (17, 2) upper edge from left to right. lower: (M, 2) the rest of the outline, from right to left. middle:
+    (3, 2) the line down its middle: upper edge, base of the nose, chin. ears: (2, 2, 2) left and right, upper and lower
+    end of the ear loops.
+    """
+
+    frame: FaceFrame
+    upper: np.ndarray
+    lower: np.ndarray
+    middle: np.ndarray
+    ears: np.ndarray
+
+    def outline(self) -> np.ndarray:
+        """(17 + M, 2) outline in image points."""
+        return self.frame.to_image(np.concatenate([self.upper, self.lower]))
+
+    def below(self) -> np.ndarray:
+        """Outline, in image points, of all that lies below the upper edge, beside the mask too."""
+        far = 4 * self.frame.height
+        (left, top), (right, top_right) = self.upper[0], self.upper[-1]
+        ends = np.array([(right + far, top_right), (right + far, far), (left - far, far), (left - far, top)])
+        return self.frame.to_image(np.concatenate([self.upper, ends]))
+
+
+def fitted_shape(landmarks: np.ndarray, fit: MaskFit) -> MaskShape:
+    """A mask of the given fit on (68, 2) landmarks: it leaves the eyes free and covers the mouth, whatever the fit."""
+    frame = face_frame(landmarks)
+    points = frame.to_face(landmarks)
+    base = points[NOSE_BASE]
+    sides = _along(points[JAW], np.array([fit.side + fit.skew, 16 - fit.side + fit.skew]))
+    sides[:, 0] += fit.inset * (base[0] - sides[:, 0])
+    peak = _along(points[NOSE_LINE], np.array([fit.nose]))[0]
+    controls = np.stack([peak[0] + fit.peak * (sides[:, 0] - peak[0]), np.full(2, peak[1])], axis=1)
+    left = _bezier(sides[0], controls[0], peak)
+    upper = np.concatenate([left, _bezier(peak, controls[1], sides[1])[1:]])
+    highest = points[LOWER_LIDS, 1].max() + 0.035 * frame.height
+    lowest = max(points[UPPER_LIP, 1].min() - 0.03 * frame.height, highest)
+    upper[:, 1] = np.clip(upper[:, 1], highest, lowest)
+    lower = _lower_edge(points, fit, frame.height)
+    middle = np.stack([peak, base, lower[np.argmax(lower[:, 1])]])
+    middle[2, 0] = points[CHIN, 0]
+    outwards = np.sign(sides[:, 0] - base[0]) * 0.05 * frame.height
+    ears = _along(points[JAW], np.array([0.2, 1.3, 15.8, 14.7])).reshape(2, 2, 2)
+    ears[:, :, 0] += outwards[:, None]
+    return MaskShape(frame, upper, lower, middle, ears)
+
+
+def _lower_edge(points: np.ndarray, fit: MaskFit, height: float) -> np.ndarray:
+    """The jaw from the right lower corner to the left one, moved by the fit, its corners rounded off."""
+    edge = _along(points[JAW], 16 - fit.corner + fit.skew - (16 - 2 * fit.corner) * STEPS)
+    edge[:, 0] += (fit.inset * (1 - HANG) - fit.loose * HANG) * (points[NOSE_BASE, 0] - edge[:, 0])
+    edge[:, 1] += fit.chin * height * HANG
+    return _round_corners(_round_corners(edge))
+
+
+def _round_corners(line: np.ndarray) -> np.ndarray:
+    """Chaikin's corner cutting (1974) of an open line; its ends stay."""
+    near, far = 0.75 * line[:-1] + 0.25 * line[1:], 0.25 * line[:-1] + 0.75 * line[1:]
+    return np.concatenate([line[:1], np.stack([near, far], axis=1).reshape(-1, 2), line[-1:]])
+
+
+def _along(line: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(N, 2) points at fractional indices ``places`` of the (M, 2) ``line``."""
+    places = np.clip(places, 0, len(line) - 1)
+    first = np.minimum(places.astype(int), len(line) - 2)
+    return line[first] + (places - first)[:, None] * (line[first + 1] - line[first])
+
+
+def _bezier(start: np.ndarray, control: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """(9, 2) points of a quadratic Bezier curve."""
+    return (1 - CURVE) ** 2 * start + 2 * CURVE * (1 - CURVE) * control + CURVE**2 * end

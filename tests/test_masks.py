@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from Data_preprocessing.mask_drawing import (
+    ALL_KINDS,
     MASK_COLOURS,
     MASK_KINDS,
     MaskChoice,
     choose_mask,
     draw_attention_target,
     draw_mask,
+    random_mask,
     white_box,
 )
 from Data_preprocessing.mask_geometry import NOSE_BASE, convex_hull, face_outline, flat_mask_outline, forehead
@@ -22,6 +24,7 @@ from Data_preprocessing.photo_files import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 256
+FLAT = MaskChoice("flat", (10, 200, 30))
 
 # fmt: off
 LANDMARKS = np.array([
@@ -93,7 +96,7 @@ def test_outlines_move_and_grow_with_the_landmarks():
 
 
 def test_mask_covers_its_polygon_and_nothing_else():
-    face, choice = chip(), MaskChoice("flat", (10, 200, 30))
+    face, choice = chip(), FLAT
     before = face.copy()
     masked = draw_mask(face, LANDMARKS, choice)
     np.testing.assert_array_equal(face, before)  # the chip is not changed
@@ -107,7 +110,7 @@ def test_mask_covers_its_polygon_and_nothing_else():
 
 
 def test_target_is_the_face_above_the_mask():
-    target = draw_attention_target(LANDMARKS, SIZE)
+    target = draw_attention_target(LANDMARKS, SIZE, FLAT)
     assert target.shape == (SIZE, SIZE) and set(np.unique(target)) == {0, 255}
     for part in (slice(17, 27), slice(27, 30), slice(36, 48)):  # brows, nose's bridge, eyes
         for x, y in LANDMARKS[part].astype(int):
@@ -129,14 +132,14 @@ def test_target_beside_a_slanting_mask_has_no_slivers():
     angle = np.deg2rad(12)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turned = (LANDMARKS - 128) @ turn + 128
-    target = draw_attention_target(turned, SIZE)
+    target = draw_attention_target(turned, SIZE, FLAT)
     assert cv2.connectedComponents(target)[0] == 2  # background and one piece
     for x, y in turned[8:9].astype(int):
         assert target[y, x] == 0
 
 
 def test_box_is_that_of_the_white():
-    target = draw_attention_target(LANDMARKS, SIZE)
+    target = draw_attention_target(LANDMARKS, SIZE, FLAT)
     left, top, right, bottom = white_box(target)
     assert target[top:bottom, left:right].sum() == target.sum()
     for edge in (target[top], target[bottom - 1], target[:, left], target[:, right - 1]):
@@ -147,16 +150,16 @@ def test_box_is_that_of_the_white():
 @pytest.mark.parametrize("shift", [(-150, 0), (150, -60), (0, 100)])
 def test_face_half_outside_the_chip_is_cut_off(shift):
     moved = LANDMARKS + np.array(shift, np.float32)
-    target = draw_attention_target(moved, SIZE)
+    target = draw_attention_target(moved, SIZE, FLAT)
     left, top, right, bottom = white_box(target)
     assert target.any() and 0 <= left < right <= SIZE and 0 <= top < bottom <= SIZE
-    large = draw_attention_target(LANDMARKS + 256, 3 * SIZE)  # the same, drawn on a chip that is large enough
+    large = draw_attention_target(LANDMARKS + 256, 3 * SIZE, FLAT)  # the same, drawn on a chip that is large enough
     x, y = 256 - shift[0], 256 - shift[1]
     assert (target != large[y : y + SIZE, x : x + SIZE]).mean() < 1e-3  # OpenCV rounds a cut edge a little differently
 
 
 def test_face_wholly_outside_the_chip():
-    target = draw_attention_target(LANDMARKS + 1000, SIZE)
+    target = draw_attention_target(LANDMARKS + 1000, SIZE, FLAT)
     assert not target.any() and white_box(target) == (0, 0, 0, 0)
     face = chip()
     np.testing.assert_array_equal(draw_mask(face, LANDMARKS - 1000, MaskChoice("flat", (0, 0, 0))), face)
@@ -191,7 +194,32 @@ def test_all_colours_are_used_about_equally():
 
 
 def test_kinds():
-    assert choose_mask(0, "a/b.jpg").kind == "flat" and set(MASK_KINDS) >= {"flat"}
+    assert choose_mask(0, "a/b.jpg").kind == "flat"
+    assert ALL_KINDS == tuple(MASK_KINDS) == ("flat", "surgical", "cloth", "printed", "black", "respirator")
     for kinds in (("flat", "paper bag"), ()):
-        with pytest.raises(DataError, match=r"choose one or more of flat"):
+        with pytest.raises(DataError, match=r"choose one or more of flat, surgical"):
             choose_mask(0, "a/b.jpg", kinds)
+        with pytest.raises(DataError, match=r"choose one or more of flat, surgical"):
+            random_mask(np.random.default_rng(0), kinds)
+
+
+def test_choice_of_all_kinds_is_pinned():
+    assert choose_mask(0, "n000001/0000_01.jpg")[:2] == choose_mask(0, "n000001/0000_01.jpg", ["flat"])[:2]
+    choices = [choose_mask(0, f"p/{i}.jpg", ALL_KINDS) for i in range(600)]
+    assert choices == [choose_mask(0, f"p/{i}.jpg", ALL_KINDS) for i in range(600)]
+    counts = [[choice.kind for choice in choices].count(kind) for kind in ALL_KINDS]
+    assert min(counts) > 70 and len({choice.seed for choice in choices}) == 600
+    assert all(choice.colour in MASK_KINDS[choice.kind].colours.values() for choice in choices)
+
+
+def test_random_masks_differ_and_follow_their_generator():
+    one, two = (np.random.default_rng(4) for _ in range(2))
+    masks = [random_mask(one, ALL_KINDS) for _ in range(50)]
+    assert masks == [random_mask(two, ALL_KINDS) for _ in range(50)] and len(set(masks)) == 50
+
+
+def test_flat_is_the_polygon_in_one_colour_pixel_by_pixel():
+    corners = np.round(LANDMARKS[2:15] * 16).astype(np.int32)
+    expected = cv2.fillPoly(chip(), [corners], (10, 200, 30), cv2.LINE_AA, 4)
+    for seed in (0, 9):
+        np.testing.assert_array_equal(draw_mask(chip(), LANDMARKS, FLAT._replace(seed=seed)), expected)
