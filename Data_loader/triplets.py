@@ -20,7 +20,8 @@ from config_mask import add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import DataError, read_names, replacing
 
 VERSION = 1  # of random_triplets: another number makes every stored table anew
-TABLE_STREAM, ORDER_STREAM = 0, 1  # independent random numbers for drawing an epoch's triplets and shuffling them
+# independent random numbers for drawing an epoch's triplets, shuffling them, and mining
+TABLE_STREAM, ORDER_STREAM, MINING_STREAM = 0, 1, 2
 
 
 class Index(NamedTuple):
@@ -55,7 +56,7 @@ def read_index(index_path: str | Path, people: list[str] | None = None) -> Index
     if len(set(faces)) != len(faces):
         raise DataError(f"{index_path} lists a face twice; make it again with Data_preprocessing/Make_csv_file_mask.py")
     classes = codes.astype(np.int64)
-    _check_enough(np.bincount(classes), index_path)
+    check_enough(np.bincount(classes), index_path)
     return Index(faces, classes, names.tolist())
 
 
@@ -101,7 +102,7 @@ def _check_names(frame: pd.DataFrame, classes: np.ndarray, index_path: str | Pat
         raise DataError(f"{index_path}: ids and names must be names of files and folders, without a path")
 
 
-def _check_enough(counts: np.ndarray, source: str | Path) -> None:
+def check_enough(counts: np.ndarray, source: str | Path) -> None:
     """Raise DataError unless triplets can be made of people with ``counts`` photos each."""
     if len(counts) < 2:
         raise DataError(f"{source}: {len(counts)} person to train on; a triplet needs two people at least")
@@ -128,7 +129,7 @@ def random_triplets(classes: np.ndarray, num_triplets: int, rng: np.random.Gener
     """
     by_person = np.argsort(classes, kind="stable")  # one person's rows side by side, so that a photo is start + offset
     _, counts = np.unique(classes, return_counts=True)
-    _check_enough(counts, "triplets")
+    check_enough(counts, "triplets")
     starts = np.cumsum(counts) - counts
     with_two = np.flatnonzero(counts >= 2)
 

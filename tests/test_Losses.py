@@ -1,12 +1,13 @@
 """Losses against slow loops, their gradients, and float32 inside autocast."""
 
 import math
+import time
 
 import pytest
 import torch
 
 from Losses.Attention_loss import attention_iou, attention_loss, resize_target
-from Losses.Triplet_loss import euclidean_distance, hard_triplet_loss
+from Losses.Triplet_loss import STRATEGIES, batch_triplets, euclidean_distance, hard_triplet_loss
 
 
 @pytest.fixture
@@ -104,6 +105,127 @@ def test_distances_are_float32_inside_autocast(generator):
 def test_distances_of_other_shapes_are_an_error(shapes):
     with pytest.raises(ValueError, match=r"\(N, D\)"):
         euclidean_distance(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
+
+
+# --- triplets inside a batch ----------------------------------------------------------------------------------------
+
+
+def batch(generator: torch.Generator, count: int, people: int, tied: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(count, 5) embeddings, of whole numbers with many equal distances if ``tied``, and (count,) classes."""
+    classes = torch.randint(0, people, (count,), generator=generator) * 3 - 4
+    if tied:
+        return torch.randint(0, 3, (count, 5), generator=generator).float(), classes
+    return torch.nn.functional.normalize(torch.randn(count, 5, generator=generator)) * 10, classes
+
+
+def slow_batch_triplets(embeddings, classes, margin, strategy):
+    rows, people = [torch.tensor(row).double() for row in embeddings.tolist()], classes.tolist()
+    triplets = []
+    for a in range(len(rows)):
+        distance = [torch.linalg.vector_norm(rows[a] - row).float().item() for row in rows]
+        positives = [i for i in range(len(rows)) if people[i] == people[a] and i != a]
+        negatives = sorted((distance[i], i) for i in range(len(rows)) if people[i] != people[a])
+        if not positives or not negatives:
+            continue
+        if strategy == "hardest":
+            triplets.append((a, max(positives, key=lambda i: distance[i]), negatives[0][1]))
+            continue
+        for p in positives:
+            semihard = [i for d, i in negatives if distance[p] < d < distance[p] + margin]
+            triplets.append((a, p, (semihard or [negatives[-1][1]])[0]))
+    return triplets
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["random", "tied"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("people", [1, 2, 5, 12, 1000])
+def test_batch_triplets_equal_a_slow_loop(generator, tied, strategy, people):
+    for count, margin in ((0, 1.0), (1, 1.0), (2, 1.0), (25, 0.7), (25, 0.01), (30, 100.0)):
+        embeddings, classes = batch(generator, count, people, tied)
+        triplets = batch_triplets(embeddings, classes, margin, strategy)
+        assert triplets.dtype == torch.int64 and triplets.shape[1:] == (3,)
+        assert [tuple(row) for row in triplets.tolist()] == slow_batch_triplets(embeddings, classes, margin, strategy)
+
+
+def test_batch_triplets_of_one_person_or_without_a_pair_are_none(generator):
+    embeddings = torch.randn(6, 4, generator=generator)
+    for strategy in STRATEGIES:
+        for classes in (torch.zeros(6, dtype=torch.int64), torch.arange(6)):
+            assert batch_triplets(embeddings, classes, 0.5, strategy).shape == (0, 3)
+
+
+def test_the_cases_of_semihard():
+    classes = torch.tensor([0, 0, 1, 2, 3])
+
+    def negative(*others, margin=0.5):
+        line = torch.tensor([0.0, 2.0, *others])[:, None]
+        triplets = batch_triplets(line, classes, margin, "semihard").tolist()
+        return next(n for a, p, n in triplets if (a, p) == (0, 1))
+
+    assert negative(1.9, 2.4, 2.2) == 4  # the nearest within the margin
+    assert negative(2.0, 2.4, 9.0) == 3  # as far as the positive is not farther
+    assert negative(1.9, 2.5, 9.0) == 4  # none within the margin, so the farthest: an easy triplet
+    assert negative(1.9, 1.5, 0.0) == 2  # none farther: the farthest is the least hard
+
+
+def test_hardest_triplets_cost_no_less_than_any_other_of_the_anchor(generator):
+    embeddings, classes = batch(generator, 60, 8, tied=False)
+
+    def costs(strategy):
+        triplets = batch_triplets(embeddings, classes, 1.0, strategy)
+        result = hard_triplet_loss(*embeddings[triplets].unbind(1), margin=1.0)
+        cost = result.positive_distance - result.negative_distance
+        return list(zip(triplets[:, 0].tolist(), cost.tolist(), strict=True))
+
+    hardest, semihard = dict(costs("hardest")), costs("semihard")
+    assert len(hardest) == 60 and len(semihard) > 60
+    assert all(cost <= hardest[anchor] + 1e-5 for anchor, cost in semihard)
+
+
+def test_batch_triplets_do_not_depend_on_autocast_scale_or_gradients(generator):
+    embeddings, classes = batch(generator, 40, 6, tied=False)
+    for strategy in STRATEGIES:
+        expected = batch_triplets(embeddings, classes, 0.5, strategy)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(batch_triplets(embeddings.requires_grad_(), classes, 0.5, strategy), expected)
+        assert torch.equal(batch_triplets(embeddings * 4, classes, 2.0, strategy), expected)
+        assert not expected.requires_grad
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_face_that_is_not_finite_stays_in_the_batch_triplets(generator, value):
+    embeddings, classes = batch(generator, 20, 3, tied=False)
+    embeddings[4, 1] = value
+    for strategy in STRATEGIES:
+        triplets = batch_triplets(embeddings, classes, 0.5, strategy)
+        a, p, n = classes[triplets].T
+        assert (a == p).all() and (a != n).all() and (triplets[:, 0] != triplets[:, 1]).all()
+        assert not torch.isfinite(hard_triplet_loss(*embeddings[triplets].unbind(1), margin=0.5).loss)
+
+
+def test_300_faces_of_two_people_are_little_work(generator):
+    embeddings, classes = torch.randn(300, 128, generator=generator), torch.arange(300) % 2
+    started = time.perf_counter()
+    triplets = batch_triplets(embeddings, classes, 0.5, "semihard")
+    assert time.perf_counter() - started < 1
+    assert triplets.shape == (300 * 149, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_gpu_chooses_the_same_batch_triplets(generator, strategy):
+    embeddings, classes = batch(generator, 60, 8, tied=True)
+    triplets = batch_triplets(embeddings.cuda(), classes.cuda(), 0.5, strategy)
+    assert triplets.is_cuda and torch.equal(triplets.cpu(), batch_triplets(embeddings, classes, 0.5, strategy))
+
+
+def test_batch_triplets_with_other_settings_or_shapes_are_an_error():
+    embeddings, classes = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"'easy'.*semihard, hardest"):
+        batch_triplets(embeddings, classes, 0.5, "easy")
+    for bad in ((embeddings, classes[:3]), (embeddings[0], classes[:2]), (embeddings, classes[:, None])):
+        with pytest.raises(ValueError, match=r"\(N, D\)"):
+            batch_triplets(*bad, 0.5, "semihard")
 
 
 # --- attention loss -------------------------------------------------------------------------------------------------
