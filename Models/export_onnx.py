@@ -1,0 +1,219 @@
+"""Write a checkpoint's network as ONNX and compare what ONNX Runtime computes with PyTorch on 64 made-up faces.
+
+Without arguments: the newest best.pt, written beside it as best.onnx.
+
+input   images     (N, 3, S, S) float32 RGB in [-1, 1], S = the checkpoint's image_size, any N
+output  embedding  (N, embedding_dim) float32 rows of norm 1
+        attention  (N, 1, h, w) float32 0..1, h = w = S / 32 rounded up; only where the network has the branch
+
+What a user of the file must know besides (alignment, scaling, distance, thresholds) stands in its metadata.
+Needs three packages more: pip install onnx onnxscript onnxruntime
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from config_mask import add_config_arguments, config_from_args, run_script
+from Data_preprocessing.photo_files import DataError, file_errors, write_whole
+from Models.checkpoint import load_checkpoint, network_from_checkpoint
+from validate_on_LFW import find_checkpoint
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 18  # of 2022: ONNX Runtime from 1.14, and most converters, read it
+MAX_DIFFERENCE = 1e-4  # between PyTorch and ONNX Runtime, of any value of any output
+FACES = 32  # of each kind to compare on
+# how a face becomes an input and two embeddings a distance, for whoever has only the file
+FACE_METADATA = {
+    "colour_order": "RGB",
+    "scaling": "(value - mean) / std of values 0..255",
+    "mean": "127.5",
+    "std": "127.5",
+    "alignment": "dlib 68 landmarks, padding 0.25",
+    "distance": "Euclidean on unit vectors",
+}
+
+
+def require_packages() -> None:
+    """Raise DataError, with the command that installs them, if one of the optional packages is missing."""
+    missing = []
+    for name in PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise DataError(f"Exporting needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
+
+
+def export_network(network: torch.nn.Module, image_size: int, metadata: dict[str, str]) -> bytes:
+    """The bytes of an ONNX file that computes what ``network`` does, with any batch size.
+
+    Args:
+        network: on the CPU, in evaluation mode.
+        image_size: side of its input in px; other sizes are refused by the file.
+        metadata: stored as the file's ``metadata_props``.
+
+    Raises:
+        DataError: an optional package is missing.
+    """
+    require_packages()
+    import onnx
+
+    with_attention = network.face_attention is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about parts of itself
+        program = torch.onnx.export(
+            OutputTensors(network),
+            (torch.zeros(2, 3, image_size, image_size),),  # of one image, the batch size would become a constant
+            input_names=["images"],
+            output_names=["embedding", "attention"] if with_attention else ["embedding"],
+            dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
+            opset_version=OPSET,
+            dynamo=True,
+            custom_translation_table={torch.ops.aten.adaptive_max_pool2d.default: _global_max_pool},
+            verbose=False,
+        )
+    model = program.model_proto
+    _remove_traces(model)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+class OutputTensors(torch.nn.Module):
+    """The network without the None among its outputs, which ONNX does not have."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, 3, S, S) float32 -> embedding and, where there is one, attention."""
+        return tuple(output for output in self.network(images) if output is not None)
+
+
+def _global_max_pool(x, output_size):
+    """adaptive_max_pool2d to 1 x 1, as CBAM uses it: the exporter does not know this operator."""
+    from onnxscript import opset18 as op
+
+    if list(output_size) != [1, 1]:
+        raise DataError(f"adaptive_max_pool2d to {output_size} cannot be exported, only to 1 x 1")
+    maximum = op.ReduceMax(x, op.Constant(value_ints=[2, 3]), keepdims=1)
+    return maximum, maximum  # in place of the positions of the maxima, which nobody reads
+
+
+def _remove_traces(model) -> None:
+    """Take out the names of the exporting machine's source files, which the exporter stores with each node."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+
+
+def max_difference(model: bytes, network: torch.nn.Module, images: np.ndarray, batch_size: int) -> float:
+    """The largest absolute difference of any output between ONNX Runtime and PyTorch, both on the CPU.
+
+    Args:
+        model: the bytes of an ONNX file.
+        images: (N, 3, S, S) uint8 RGB.
+        batch_size: of ONNX Runtime; PyTorch takes all images at once.
+
+    Returns:
+        NaN if one of the two gives NaN.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    scaled = ((images.astype(np.float32) - 127.5) / 127.5).astype(np.float32)
+    batches = [session.run(None, {"images": scaled[i : i + batch_size]}) for i in range(0, len(scaled), batch_size)]
+    with torch.inference_mode():
+        expected = OutputTensors(network)(torch.from_numpy(images))
+    differences = [
+        np.abs(np.concatenate(got) - wanted.numpy()).max()
+        for got, wanted in zip(zip(*batches, strict=True), expected, strict=True)
+    ]
+    return float(np.max(differences))
+
+
+def noise_and_smooth_faces(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """(2 * count, 3, size, size) uint8: first noise in every pixel, then images of a few soft patches."""
+    noise = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+    patches = torch.from_numpy(rng.uniform(0, 255, (count, 3, 4, 4)))
+    smooth = torch.nn.functional.interpolate(patches, size=(size, size), mode="bilinear", align_corners=True)
+    return np.concatenate([noise, smooth.round().numpy().astype(np.uint8)])
+
+
+def check_export(model: bytes, network: torch.nn.Module, image_size: int, rng: np.random.Generator) -> float:
+    """The largest difference from PyTorch on noise and on smooth images, in batches of 1 and of 32.
+
+    Raises DataError if it is not below MAX_DIFFERENCE.
+    """
+    images = noise_and_smooth_faces(FACES, image_size, rng)
+    difference = float(np.max([max_difference(model, network, images, batch_size) for batch_size in (1, FACES)]))
+    if not difference < MAX_DIFFERENCE:  # NaN too
+        raise DataError(
+            f"The exported network differs from PyTorch by {difference:.2g}, which is not below {MAX_DIFFERENCE:g}: "
+            "no file is written. Try another version of torch, onnxscript or onnxruntime, or another checkpoint."
+        )
+    return difference
+
+
+def checkpoint_metadata(checkpoint: dict, path: str | Path) -> dict[str, str]:
+    """What the ONNX file says of its network and its use; ``path`` is the checkpoint's file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = checkpoint["config"]
+    metadata = {
+        **FACE_METADATA,
+        "image_size": str(config["image_size"]),
+        "embedding_dim": str(config["embedding_dim"]),
+        "epoch": str(checkpoint["progress"]["epoch"]),
+        "checkpoint_sha256": digest,
+    }
+    if "thresholds" in checkpoint:
+        metadata["thresholds"] = json.dumps(checkpoint["thresholds"])
+    return metadata
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
+    parser.add_argument("--output", metavar="PATH", help="the file to write (default: the checkpoint's name, .onnx)")
+    add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> Path:
+    """Run the script; returns the path of the ONNX file."""
+    args = parse_args(argv)
+    config = config_from_args(args)
+    require_packages()
+    path = find_checkpoint(args.checkpoint, config["output_path"])
+    output = Path(args.output).expanduser() if args.output else path.with_suffix(".onnx")
+    if output.suffix != ".onnx":
+        raise DataError(f"--output {output}: the name must end in .onnx")
+    checkpoint = load_checkpoint(path)
+    network = network_from_checkpoint(checkpoint, path)
+    image_size = checkpoint["config"]["image_size"]
+    model = export_network(network, image_size, checkpoint_metadata(checkpoint, path))
+    difference = check_export(model, network, image_size, np.random.default_rng(config["seed"]))
+    with file_errors(output):
+        write_whole(output, model)
+    print(f"checkpoint {path}, epoch {checkpoint['progress']['epoch']}, input (N, 3, {image_size}, {image_size})")
+    print(f"largest difference from PyTorch on {2 * FACES} images in batches of 1 and {FACES}: {difference:.1e}")
+    print(f"ONNX, {len(model) / 1e6:.1f} MB: {output}")
+    return output
+
+
+if __name__ == "__main__":
+    run_script(main)
