@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from Data_preprocessing.mask_drawing import check_kinds
 from Data_preprocessing.photo_files import DataError
 
 ROOT = Path(__file__).resolve().parent
@@ -24,6 +25,7 @@ config = {
     "notmask_data_path": "Datasets/vggface2_train_face_notmask",  # the same faces without masks
     "mask_data_path": "Datasets/vggface2_train_mask_notmask",  # attention targets: white = face above the mask
     "train_data_index": "Datasets/vggface2_train_face_mask.csv",  # id,name,class of the training faces
+    "manifest_path": "Datasets/vggface2_train_manifest.csv",  # landmarks of the faces; read only where masks = new
     "train_people": None,  # text file, one name a line: use only these people
     "LFW_data_path": "Datasets/lfw_funneled",  # test photos
     "LFW_pairs": "Datasets/LFW_pairs.txt",  # test pairs
@@ -33,39 +35,99 @@ config = {
     "cache_path": "Datasets/cache",  # aligned test faces, made once
     "output_path": ".",  # logs/, Model_training_checkpoints/ and ROC_images/ are written here
     "predictor_path": "Data_preprocessing/shape_predictor_68_face_landmarks.dat",  # dlib's 68-landmark model
+    # --- faces as they are shown; the recipe: as they were prepared, all masked ------------------------------------
+    "mask_kinds": ["flat"],  # flat, surgical, cloth, printed, black, respirator: drawn by Image_processing.py, or anew
+    "masks": "stored",  # stored: the faces of train_data_path; new: drawn anew on notmask_data_path's each time
+    "unmasked_share": 0.0,  # of the images, shown without a mask
+    "flip": False,  # mirror half of the images
+    "jitter": 0.0,  # of the alignment; 1: as much as a mask moves it (3.5 degrees, 10 % of the size, 4 % of the width)
+    "photo_jitter": 0.0,  # of brightness, contrast, colour, sharpness; 1: plainly visible
+    "test_masks": "flat",  # of test faces; flat, kinds: all kinds, realigned: all kinds, and the face found anew
     # --- network ----------------------------------------------------------------------------------------------------
     "model": 34,  # depth of the ResNet: 18, 34, 50, 101, 152
     "attention": "supervised",  # face attention branch: none, free (without target), supervised
     "attention_weight": 1.0,  # of the attention loss in the total loss
     "cbam": True,  # channel and spatial attention in every residual block
     "pretrained": False,  # start from torchvision's ImageNet weights
+    "init_from": None,  # a checkpoint: start from its weights; what has another shape starts anew
     "image_size": 256,  # px, square
     "embedding_dim": 256,
     # --- loss -------------------------------------------------------------------------------------------------------
     "embedding_scale": 10.0,  # length of an embedding while training; 1 when validating
     "margin": 0.5,  # on that scale
+    "triplet_weight": 1.0,  # of the triplet loss in the total loss
+    "teacher": "none",  # dlib: its descriptor of the unmasked face is the target for the face, masked or not
+    "teacher_centred": False,  # take its mean descriptor off first: its cone of directions becomes a whole sphere
+    "teacher_weight": 1.0,  # of the squared distance to that target in the total loss
     # --- training ---------------------------------------------------------------------------------------------------
     "optimizer": "adagrad",  # adagrad, sgd, rmsprop, adam, adamw
     "learning_rate_schedule": [(0, 0.125), (19, 0.0625), (60, 0.0155), (90, 0.003), (120, 0.0001), (160, 0.00006)],
     # ^ (first epoch, counted from 0; learning rate)
+    "rate_decay": "none",  # cosine: the schedule's rate falls to 0 over the run, after a rise over its first 2 %
     "epochs": 190,
     "patience": None,  # stop after so many epochs without a better selection AUC
     "train_batch_size": 20,  # triplets (three images each) of a process, so of a GPU; 20 fit into 11 GB at 256 px.
     # ^ torchrun with K processes makes steps on K times as many; the recipe's steps are those on 20 in all
     "test_batch_size": 64,  # images
     "num_train_triplets": 100000,  # an epoch
-    "triplets": "fixed",  # fixed: one random table for all epochs (the recipe); new: one table per epoch
+    "mining": "random",  # random: triplets drawn at random (the recipe); mined: negatives from the nearest people by
+    # ^ the embeddings before each epoch; batch: triplets are sought among a batch's faces, and every face comes in turn
+    "mined_faces": 20000,  # mined: so many faces of the index are embedded
+    "batch_photos": 4,  # batch: photos of one person in a batch, where there are so many
+    "batch_triplets": "semihard",  # batch: semihard, hardest
+    "triplets": "fixed",  # random: fixed: one random table for all epochs (the recipe); new: one table per epoch
     "packed": False,  # look at triplets without gradient first and train on full batches of hard ones: fewer steps
+    "precision": "auto",  # auto: half precision on CUDA, float32 on the CPU; float32, bfloat16 everywhere
     "compile": False,  # torch.compile: minutes at the start for faster steps; needs a C++ compiler
     "activation_checkpointing": False,  # compute each block twice instead of keeping its activations: less memory
     "num_workers": 6,  # processes that load images, for each training process
     "seed": 0,
     "save_every": 1,  # epochs between two epoch_NNN.pt
+    "save_every_minutes": 15.0,  # between two writings of last.pt within an epoch; 0: only after epochs
+}
+
+# Named changes to the recipe: python train_maskV9.py --recipe NAME. The first is what we would train with today, the
+# others are the rows of benchmarks/accuracy.py.
+BEST = {
+    "masks": "new",
+    "mask_kinds": ["flat", "surgical", "cloth", "printed", "black", "respirator"],
+    "unmasked_share": 0.4,
+    "flip": True,
+    "jitter": 0.6,
+    "photo_jitter": 0.2,
+    "model": 18,
+    "image_size": 80,
+    "embedding_dim": 128,
+    "triplet_weight": 0.0,
+    "teacher": "dlib",
+    "teacher_centred": True,
+    "mining": "batch",
+    "batch_photos": 2,
+    "optimizer": "adamw",
+    "learning_rate_schedule": [(0, 0.002)],
+    "rate_decay": "cosine",
+    "precision": "bfloat16",
+}
+RECIPES = {
+    "best": BEST,
+    # goes on from a best.pt of "best" (--init_from PATH) at the resolution of the shipped network
+    "best_112": {**BEST, "image_size": 112, "learning_rate_schedule": [(0, 0.0007)]},
+    "v9": {},
+    "plain": {"cbam": False, "attention": "none"},
+    "cbam": {"attention": "none"},
+    "free": {"attention": "free"},
+    "unmasked": {"unmasked_share": 1.0},
+    "mix": {"unmasked_share": 0.5},
+    "mined": {"mining": "mined"},
+    "batch": {"mining": "batch"},
+    "teacher": {**BEST, "mask_kinds": ["flat"], "jitter": 0.0, "photo_jitter": 0.0},
+    "teacher_triplets": {**BEST, "triplet_weight": 1.0, "batch_photos": 4},
 }
 
 # What `python train_maskV9.py --demo` changes: drawn faces, a small network, a short schedule; the code is the same.
 DEMO = {
     "raw_data_path": "Datasets_demo/drawn_train",
+    "manifest_path": "Datasets_demo/drawn_train_manifest.csv",
     "train_data_path": "Datasets_demo/drawn_train_face_mask",
     "notmask_data_path": "Datasets_demo/drawn_train_face_notmask",
     "mask_data_path": "Datasets_demo/drawn_train_mask_notmask",
@@ -96,19 +158,29 @@ DEMO_FACES = {
 PATH_KEYS = frozenset({
     "raw_data_path", "train_data_path", "notmask_data_path", "mask_data_path", "train_data_index", "train_people",
     "LFW_data_path", "LFW_pairs", "NOTLFW_data_path", "NOTLFW_pairs", "select_pairs", "cache_path", "output_path",
-    "predictor_path",
+    "predictor_path", "manifest_path", "init_from",
 })  # fmt: skip
 CHOICES = {
     "model": (18, 34, 50, 101, 152),
     "attention": ("none", "free", "supervised"),
     "optimizer": ("adagrad", "sgd", "rmsprop", "adam", "adamw"),
     "triplets": ("fixed", "new"),
+    "mining": ("random", "mined", "batch"),
+    "batch_triplets": ("semihard", "hardest"),
+    "masks": ("stored", "new"),
+    "test_masks": ("flat", "kinds", "realigned"),
+    "teacher": ("none", "dlib"),
+    "rate_decay": ("none", "cosine"),
+    "precision": ("auto", "float32", "bfloat16"),
 }
 POSITIVE = frozenset({
     "image_size", "embedding_dim", "embedding_scale", "margin", "epochs", "train_batch_size", "test_batch_size",
-    "num_train_triplets", "save_every", "patience",
+    "num_train_triplets", "save_every", "patience", "mined_faces",
 })  # fmt: skip
-NOT_NEGATIVE = ("attention_weight", "num_workers", "seed")
+NOT_NEGATIVE = (
+    "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter",
+    "save_every_minutes",
+)  # fmt: skip
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,16 +189,17 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config", default="config_mask", metavar="NAME", help="config_mask (default) or config_notmask"
     )
+    group.add_argument("--recipe", metavar="NAME", help=f"a named set of values: {', '.join(RECIPES)}")
     for key, default in config.items():
         group.add_argument(f"--{key}", metavar="VALUE", help=f"default {default!r}".replace("%", "%%"))
 
 
 def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> dict:
-    """The final settings: the chosen config, then ``changes``, then what the command line says. Paths are absolute.
+    """The final settings: the chosen config, ``changes``, the named recipe, the command line. Paths are absolute.
 
     ``changes`` are DEMO, or the whole config of a run that goes on.
 
-    Raises DataError for an unknown config name or a value of the wrong type, naming the right ones.
+    Raises DataError for an unknown config or recipe or a value of the wrong type, naming the right ones.
     """
     try:
         chosen = importlib.import_module(args.config).config
@@ -134,7 +207,10 @@ def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> d
         raise DataError(
             f"--config {args.config}: there is no such config; use config_mask or config_notmask"
         ) from error
-    final = {**chosen, **(changes or {})}
+    recipe = getattr(args, "recipe", None)
+    if recipe is not None and recipe not in RECIPES:
+        raise DataError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}")
+    final = {**chosen, **(changes or {}), **RECIPES.get(recipe, {})}
     for key, value in final.items():
         if key in PATH_KEYS and value is not None:
             final[key] = str((ROOT / value).resolve())
@@ -181,6 +257,15 @@ def check_config(final: dict) -> None:
     for key in NOT_NEGATIVE:
         if final[key] < 0:
             raise DataError(f"{key} = {final[key]!r}: must be 0 or greater")
+    if not 0 <= final["unmasked_share"] <= 1:
+        raise DataError(f"unmasked_share = {final['unmasked_share']!r}: must be from 0 to 1")
+    if final["batch_photos"] < 2:
+        raise DataError(f"batch_photos = {final['batch_photos']!r}: a triplet needs two photos of a person")
+    check_kinds(final["mask_kinds"])
+    if final["mining"] == "batch" and final["packed"]:
+        raise DataError("packed looks for hard triplets before a step, mining = batch within it: choose one of them")
+    if final["teacher"] != "none" and final["packed"]:
+        raise DataError("packed leaves out easy triplets, from which a teacher teaches as well: choose one of them")
     if final["image_size"] < 64:
         raise DataError(f"image_size = {final['image_size']}: the network needs at least 64 px")
     if final["compile"] and final["activation_checkpointing"]:

@@ -1,9 +1,10 @@
 """Score a checkpoint on pairs of faces, masked and unmasked: AUC, accuracy over folds, TAR at FAR, ROC picture.
 
-Without arguments: the newest best.pt on the config's LFW photos and pairs.
+Without arguments: the newest best.pt, or else the shipped network, on the config's LFW photos and pairs.
 """
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -18,13 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config_mask import ROOT, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
-from Data_preprocessing.photo_files import DataError, replacing, write_whole
-from Models.checkpoint import choose_device, load_checkpoint, network_from_checkpoint, newest_checkpoint
+from Data_loader.lfw_pairs import PairSet
+from Data_preprocessing.photo_files import DataError, file_errors, write_whole
+from Models.checkpoint import choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Models.distributed import gather_rows
+from Models.pictures import write_pictures
 
 # which faces stand on the two sides of a pair
 PROTOCOLS = {"unmasked": ("unmasked", "unmasked"), "masked": ("masked", "masked"), "cross": ("unmasked", "masked")}
 FAR_TARGETS = {"tar_1e-3": 1e-3, "tar_1e-2": 1e-2}
+MIN_PAIRS = 100  # an AUC of 0.8 from 50 + 50 pairs has a standard error of 0.04 (Hanley and McNeil 1982)
 
 
 class Evaluation(NamedTuple):
@@ -194,19 +198,40 @@ def embed_faces(model: torch.nn.Module, loader, device: torch.device, flip: bool
 def evaluate_pairs(model: torch.nn.Module, test_set, device: torch.device, flip: bool = False) -> tuple[dict, dict]:
     """Score ``model`` on a test set (as Data_loader_facenet_mask gives it) in the three protocols.
 
-    Each distinct face is embedded once masked and once unmasked, whatever the number of pairs it is in. ``flip``: as
-    in ``embed_faces``.
-
     Returns:
         {protocol: summary}, {protocol: Evaluation}; see ``summarise``. Skipped pairs are in each summary.
     """
-    pairs = test_set.pairs
+    return score_pairs(test_set.pairs, pair_distances(model, test_set, device, flip))
+
+
+def pair_distances(model: torch.nn.Module, test_set, device: torch.device, flip: bool = False) -> dict[str, np.ndarray]:
+    """{protocol: (P,) float32 distances of the pairs}; ``flip`` as in ``embed_faces``.
+
+    Each distinct face is embedded once masked and once unmasked, whatever the number of pairs it is in.
+    """
+    index = test_set.pairs.index
     embeddings = {side: embed_faces(model, getattr(test_set, side), device, flip) for side in ("unmasked", "masked")}
+    return {
+        protocol: np.linalg.norm(embeddings[first][index[:, 0]] - embeddings[second][index[:, 1]], axis=1)
+        for protocol, (first, second) in PROTOCOLS.items()
+    }
+
+
+def check_enough(pairs: PairSet) -> None:
+    """Raise DataError if fewer than MIN_PAIRS of the pairs can be used: an AUC of so few says little."""
+    if len(pairs.index) < MIN_PAIRS:
+        raise DataError(
+            f"Only {len(pairs.index)} of {pairs.num_pairs} pairs can be used (skipped: {pairs.skipped or 'none'}); an "
+            f"AUC needs {MIN_PAIRS}. Give a larger pairs file: Data_preprocessing/create_pairs.py makes one."
+        )
+
+
+def score_pairs(pairs: PairSet, distances: dict[str, np.ndarray]) -> tuple[dict, dict]:
+    """What ``evaluate_pairs`` returns, from the distances of the pairs. Raises DataError for fewer than MIN_PAIRS."""
+    check_enough(pairs)
     summaries, evaluations = {}, {}
-    for protocol, (first, second) in PROTOCOLS.items():
-        difference = embeddings[first][pairs.index[:, 0]] - embeddings[second][pairs.index[:, 1]]
-        distances = np.linalg.norm(difference, axis=1)
-        summaries[protocol], evaluations[protocol] = summarise(distances, pairs.is_same, pairs.fold)
+    for protocol, values in distances.items():
+        summaries[protocol], evaluations[protocol] = summarise(values, pairs.is_same, pairs.fold)
         summaries[protocol]["skipped"] = dict(pairs.skipped)
     return summaries, evaluations
 
@@ -226,8 +251,10 @@ def plot_roc(evaluations: dict[str, Evaluation], path: str | Path, title: str = 
     for each in (axes, inset):
         each.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+    with file_errors(path):
+        write_whole(path, picture.getvalue())
 
 
 def format_table(summaries: dict) -> str:
@@ -249,30 +276,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt, or else the shipped)"
+    )
     parser.add_argument("--data_path", metavar="FOLDER", help="photos, one folder per person (default: LFW_data_path)")
     parser.add_argument("--pairs_path", metavar="FILE", help="pairs in LFW's format (default: LFW_pairs)")
     parser.add_argument(
         "--picture", metavar="PATH", help="ROC picture (default: ROC_images/<run>/<checkpoint>_<data>.png)"
     )
-    parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
     parser.add_argument(
-        "--flip", action="store_true", help="average the embeddings of a face and its mirror image (off in the recipe)"
+        "--pictures",
+        metavar="FOLDER",
+        help="also write the hardest false accepts and false rejects, with what the network looks at, and histograms "
+        "of the distances, into this folder",
     )
+    parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
+    parser.add_argument("--average_flip", action="store_true", help="average a face's embedding and its mirror image's")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
     add_config_arguments(parser)
     return parser.parse_args(argv)
-
-
-def find_checkpoint(path: str | None, output_path: str) -> Path:
-    """The checkpoint asked for, or the newest best.pt. Raises DataError if there is none."""
-    found = Path(path) if path else newest_checkpoint(output_path, "best.pt")
-    if found is None:
-        raise DataError(
-            f"There is no best.pt under {output_path}/Model_training_checkpoints: train first "
-            "(python train_maskV9.py, or --demo for a quick one), or give --checkpoint PATH."
-        )
-    return found
 
 
 def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tuple[str, str]:
@@ -304,7 +326,8 @@ def main(argv=None) -> dict:
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     test_set = LFWestMask_dataloader(settings, checkpoint["train_people"])
     aligned = time.perf_counter()
-    summaries, evaluations = evaluate_pairs(model, test_set, device, args.flip)
+    distances = pair_distances(model, test_set, device, args.average_flip)
+    summaries, evaluations = score_pairs(test_set.pairs, distances)
     print(format_table(summaries))
     print(f"aligning or reading the cache took {aligned - start:.1f} s, scoring {time.perf_counter() - aligned:.1f} s")
 
@@ -313,6 +336,9 @@ def main(argv=None) -> dict:
     )
     plot_roc(evaluations, picture, title=f"{path.parent.name}, {path.name} on {Path(data_path).name}")
     print(f"ROC picture: {picture}")
+    if args.pictures:
+        write_pictures(model, test_set, distances, PROTOCOLS, args.pictures, device)
+        print(f"hardest pairs and histograms of the distances: {args.pictures}")
     report = {"checkpoint": str(path), "protocols": summaries}
     if args.json:
         write_whole(args.json, json.dumps(report, indent=2) + "\n")

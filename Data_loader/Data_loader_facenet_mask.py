@@ -1,11 +1,15 @@
 """The loaders that a config describes: training triplets and test faces. Functions; nothing is built on import."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
+from Data_loader.augmentation import of_config as augmentation_of
+from Data_loader.batch_sampler import TripletBatchSampler
 from Data_loader.lfw_pairs import TestSet, prepare_pairs
-from Data_loader.triplet_dataset import FaceDataset, FaceLoader, TrainDataset, TripletBatchSampler, check_files
+from Data_loader.triplet_dataset import FaceDataset, FaceLoader, TrainDataset, check_files
 from Data_loader.triplets import train_index
+from Data_preprocessing.manifest import read_landmarks
 from Data_preprocessing.photo_files import DataError
 
 
@@ -18,12 +22,9 @@ def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size:
     ``loader.batch_sampler.names`` are the people trained on, ``loader.dataset.names[row]`` is a row's file.
     Of ``world_size`` training processes number ``rank`` gets its part of every batch.
 
-    Raises DataError if the index, faces or targets are missing or do not match.
+    Raises DataError if the index, faces, targets or landmarks are missing or do not match.
     """
     index = train_index(config)
-    faces_path = config["train_data_path"]
-    targets_path = config["mask_data_path"] if config["attention"] == "supervised" else None
-    check_files(index.faces, faces_path, *([targets_path] if targets_path else []))
     sampler = TripletBatchSampler(
         index,
         config["train_data_index"],
@@ -33,11 +34,37 @@ def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size:
         mode=config["triplets"],
         rank=rank,
         world_size=world_size,
+        mining=config["mining"],
+        batch_photos=config["batch_photos"],
     )
     sampler.set_epoch(epoch)
-    dataset = TrainDataset(index.faces, faces_path, targets_path, config["image_size"])
     workers = num_processes(config)
+    dataset = train_dataset(config, index.faces)
     return FaceLoader(dataset, workers, batch_sampler=sampler, persistent_workers=workers > 0)
+
+
+def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
+    """The training faces as the config shows them. Raises DataError if files or landmarks of some are missing."""
+    how = augmentation_of(config)
+    new = how.masks == "new"
+    faces_path = config["notmask_data_path"] if new else config["train_data_path"]
+    folders = {faces_path}
+    targets_path = config["mask_data_path"] if config["attention"] == "supervised" else None
+    if targets_path and not new:
+        folders.add(targets_path)
+    if how.unmasked_share:
+        folders.add(config["notmask_data_path"])
+    check_files(faces, *sorted(folders))
+    return TrainDataset(
+        faces,
+        faces_path,
+        targets_path,
+        config["image_size"],
+        how=how,
+        notmask_data_path=config["notmask_data_path"],
+        landmarks=read_landmarks(config["manifest_path"], faces, config["image_size"]) if new else None,
+        seed=config["seed"],
+    )
 
 
 def test_dataloader(
@@ -76,21 +103,31 @@ def _test_set(
         return None
     if data_path is None:
         raise DataError(f"{pairs_key} is given without {data_key}: give both, or neither")
-    cache_path, predictor_path = config["cache_path"], config["predictor_path"]
-    pairs = prepare_pairs(pairs_path, data_path, cache_path, size, config["seed"], predictor_path, usable_processors())
+    pairs = prepare_pairs(
+        pairs_path,
+        data_path,
+        config["cache_path"],
+        size,
+        config["seed"],
+        config["predictor_path"],
+        usable_processors(),
+        suite=config["test_masks"],
+    )
     pairs = pairs.without_people(trained_people)
     if not len(pairs.index):
         raise DataError(f"{pairs_path}: no pair is left to test on: {pairs.skipped}")
-    unmasked, masked = (
-        FaceLoader(
-            FaceDataset(folder, pairs.faces, size),
-            num_processes(config),
-            batch_size=config["test_batch_size"],
-            sampler=range(rank, len(pairs.faces), world_size),
-        )
-        for folder in (pairs.face_notmask, pairs.face_mask)
+    folders = pairs.face_notmask, pairs.face_mask
+    return TestSet(pairs, *(face_loader(config, folder, pairs.faces, rank, world_size) for folder in folders))
+
+
+def face_loader(config: dict, folder: str | Path, faces: Sequence[str], rank: int, world_size: int) -> FaceLoader:
+    """Batches (n, 3, S, S) uint8 RGB of the faces rank, rank + world_size, ... of ``folder``."""
+    return FaceLoader(
+        FaceDataset(folder, faces, config["image_size"]),
+        num_processes(config),
+        batch_size=config["test_batch_size"],
+        sampler=range(rank, len(faces), world_size),
     )
-    return TestSet(pairs, unmasked, masked)
 
 
 def num_processes(config: dict) -> int:

@@ -13,13 +13,21 @@ import numpy as np
 
 from Data_loader.triplet_dataset import FaceLoader
 from Data_preprocessing.Image_processing import OutputFolders, output_folders, process_photos, read_manifest
+from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import DataError, is_photo_name, person_folders, photos_of
+from Data_preprocessing.photo_images import NO_MASKED_FACE
 from Data_preprocessing.run_lock import BusyError
 
 Photo = tuple[str, int]  # a person's name and the number of the photo
 
 MISSING, UNREADABLE, NO_FACE, TRAINED_ON = "missing photo", "unreadable photo", "no face found", "person trained on"
-REASONS = {"unreadable": UNREADABLE, "no_face": NO_FACE}  # of a manifest's status
+REASONS = {"ok": None, "unreadable": UNREADABLE, "no_face": NO_FACE}  # of a manifest's status
+SUITES = {  # how the masked test faces are made: what process_photos is told
+    "flat": {},  # flat masks drawn on the aligned faces: the recipe's test
+    "kinds": {"mask_kinds": ALL_KINDS},  # masks of all kinds drawn on the aligned faces
+    "realigned": {"mask_kinds": ALL_KINDS, "realign": True},  # drawn on the photos; found and aligned behind them
+}
+AS_IS = {"mask_kinds": (), "chain": "any"}  # the photos show real masks: none is drawn, none is left out
 WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at a cache that another run is writing, and until it is refused
 NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -177,26 +185,32 @@ def prepare_pairs(
     seed: int,
     predictor_path: str | Path,
     workers: int | None = None,
+    suite: str = "flat",
+    as_is: bool = False,
 ) -> PairSet:
     """Align and mask every photo of the pairs that the cache does not hold yet, and return the pairs that can be used.
 
-    The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``; a photo in it is made again when its
-    source changed. While another run is writing the cache, this one waits for it, up to an hour. Where all is cached
-    dlib is not needed, and the photos themselves are not needed either.
+    The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``, with ``-kinds``, ``-realigned`` or
+    ``-as_is`` behind it; a photo in it is made again when its source changed. While another run is writing the cache,
+    this one waits for it, up to an hour. Where all is cached neither dlib nor the photos themselves are needed.
 
     Args:
         data_path: photos as ``name/name_0001.jpg``; any number of digits, jpg, jpeg or png.
         image_size: px, of the square faces.
         seed: of the drawn masks.
         workers: processes; None: one a processor.
+        suite: key of ``SUITES``. The unmasked faces are the same in all of them.
+        as_is: the faces wear real masks: none is drawn, ``face_mask`` is ``face_notmask``, ``suite`` does not matter.
 
     Raises:
-        DataError: pairs file or photos are missing or laid out differently, the cache cannot be written, or not one
-            pair can be used.
+        DataError: pairs file or photos are missing or laid out differently, the cache cannot be written, not one pair
+            can be used, or there is no such suite.
     """
+    if suite not in SUITES:
+        raise DataError(f"test_masks = {suite!r}: must be one of {', '.join(SUITES)}")
     pairs = read_pairs(pairs_path)
     wanted = {*pairs.first, *pairs.second}
-    outputs = _cache(data_path, cache_path, image_size, seed)
+    outputs = cache_folders(data_path, cache_path, image_size, seed, "as_is" if as_is else suite)
     photos = find_photos(wanted, lambda person: _photos_on_disk(data_path, person))
     if photos:
         _when_free(
@@ -210,6 +224,7 @@ def prepare_pairs(
                 workers=workers or os.cpu_count() or 1,
                 check_content=True,
                 desc=f"test faces of {Path(data_path).name}",
+                **(AS_IS if as_is else SUITES[suite]),
             )
         )
         manifest = read_manifest(outputs.manifest)
@@ -239,8 +254,13 @@ def _when_free(action: Callable[[], object]) -> None:
             time.sleep(WAIT)
 
 
-def _cache(data_path: str | Path, cache_path: str | Path, image_size: int, seed: int) -> OutputFolders:
-    return output_folders(Path(cache_path) / f"{Path(data_path).name}-{image_size}px-seed{seed}", "test")
+def cache_folders(
+    data_path: str | Path, cache_path: str | Path, image_size: int, seed: int, suite: str
+) -> OutputFolders:
+    """Where the aligned test faces of a photo folder are kept; ``suite`` is a key of SUITES, or 'as_is'."""
+    name = f"{Path(data_path).name}-{image_size}px-seed{seed}" + (f"-{suite}" if suite != "flat" else "")
+    outputs = output_folders(Path(cache_path) / name, "test")
+    return outputs._replace(face_mask=outputs.face_notmask) if suite == "as_is" else outputs
 
 
 def find_photos(wanted: Iterable[Photo], files_of: Callable[[str], Iterable[str]]) -> dict[Photo, str]:
@@ -308,7 +328,9 @@ def _usable_pairs(
 
     def trouble(photo: Photo) -> str | None:
         row = rows.get(photo)
-        return MISSING if row is None else None if row.status == "ok" else REASONS.get(row.status, row.status)
+        if row is None:
+            return MISSING
+        return row.reason if row.reason == NO_MASKED_FACE else REASONS[row.status]
 
     reasons = [trouble(a) or trouble(b) for a, b in zip(pairs.first, pairs.second, strict=True)]
     skipped = dict(Counter(reason for reason in reasons if reason))

@@ -103,6 +103,18 @@ def dlib_descriptors(
     return records["descriptor"][rows]
 
 
+def centred(descriptors: np.ndarray) -> np.ndarray:
+    """(N, 128) float32 unit rows: the directions of the descriptors from their mean.
+
+    dlib's unit descriptors lie in a narrow cone (the mean of 14,830 real faces' has length 0.91), so that a network
+    which always answers with the mean is nearly right, and learns the rest slowly: after 10,000 images its AUC was 0.76
+    with the descriptors as they are, 0.80 with these (unmasked, ResNet-18 at 80 px, one seed). As descriptors they are
+    a little worse: AUC 0.9967 instead of 0.9973 on those faces.
+    """
+    rows = descriptors - descriptors.mean(axis=0)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
 def face_keys(faces: Sequence[str]) -> np.ndarray:
     """(N,) uint64 hashes of the names: of a million names two are alike in one of 40 million sets."""
     digests = b"".join(blake2b(os.fsencode(face), digest_size=8).digest() for face in faces)

@@ -3,16 +3,17 @@
 import itertools
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from Data_loader.triplets import ORDER_STREAM, Index, load_triplets, stream
+from Data_loader.augmentation import Augmentation, change, new_mask, random_numbers
 from Data_preprocessing.photo_files import DataError
 
 PREFETCH = 2  # batches that each loader process may make ahead
@@ -58,20 +59,40 @@ class _FaceFiles(Dataset):
 
 class TrainDataset(_FaceFiles):
     """Triplets of faces. An item is asked for by its rows, ``dataset[anchor, positive, negative]``: which triplets an
-    epoch has is known to the sampler alone, so that the loader's processes can live on over the epochs.
+    epoch has is known to the sampler alone, so that the loader's processes can live on over the epochs. A fourth
+    number, the triplet's since the run's beginning, decides how the faces are shown where ``how`` changes them.
 
     An item holds
         images: (3, 3, S, S) uint8, 0..255, RGB; anchor, positive, negative
         targets: (3, 1, S, S) uint8, 0 or 255, white = face above the mask; absent without ``mask_data_path``
         triplet: (3,) int64, the rows
 
+    Args:
+        data_path: folder of the faces as they are shown if ``how`` changes nothing.
+        mask_data_path: folder of the attention targets.
+        notmask_data_path: folder of the same faces without masks, where ``how`` shows such.
+        landmarks: (N, 68, 2) float32 px of images of ``image_size``, where ``how`` draws new masks.
+
     Raises DataError, naming the file, where one is missing or broken.
     """
 
-    def __init__(self, faces: Sequence[str], data_path: str | Path, mask_data_path: str | Path | None, image_size: int):
+    def __init__(
+        self,
+        faces: Sequence[str],
+        data_path: str | Path,
+        mask_data_path: str | Path | None,
+        image_size: int,
+        *,
+        how: Augmentation = Augmentation(),  # noqa: B008 - a NamedTuple does not change
+        notmask_data_path: str | Path | None = None,
+        landmarks: np.ndarray | None = None,
+        seed: int = 0,
+    ):
         super().__init__(faces, image_size)
         self.data_path = str(data_path)
         self.mask_data_path = None if mask_data_path is None else str(mask_data_path)
+        self.notmask_data_path = None if notmask_data_path is None else str(notmask_data_path)
+        self.how, self.landmarks, self.seed = how, landmarks, seed
 
     def batch(self, triplets: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """The items of ``triplets`` stacked. Each file is decoded straight to its place: stacking copies it twice."""
@@ -79,14 +100,37 @@ class TrainDataset(_FaceFiles):
         batch = {"images": _empty(len(triplets), 3, 3, size, size)}
         if self.mask_data_path is not None:
             batch["targets"] = _empty(len(triplets), 3, 1, size, size)
-        arrays = {key: tensor.numpy() for key, tensor in batch.items()}
-        for number, triplet in enumerate(triplets):
+        images = batch["images"].numpy()
+        targets = batch["targets"].numpy() if "targets" in batch else None
+        for number, (*triplet, draw) in enumerate((*t, 0) if len(t) == 3 else t for t in triplets):
             for place, row in enumerate(triplet):
-                name = self.names[row]
-                read_face(os.path.join(self.data_path, name), size, arrays["images"][number, place])
-                if self.mask_data_path is not None:
-                    read_target(os.path.join(self.mask_data_path, name), size, arrays["targets"][number, place, 0])
-        return {**batch, "triplet": torch.tensor(triplets, dtype=torch.int64).view(-1, 3)}
+                target = None if targets is None else targets[number, place, 0]
+                if self.how.changes:
+                    self._show(row, random_numbers(self.seed, draw, place), images[number, place], target)
+                else:
+                    self._read(self.data_path, row, images[number, place], target)
+        rows = [list(triplet[:3]) for triplet in triplets]
+        return {**batch, "triplet": torch.tensor(rows, dtype=torch.int64).view(-1, 3)}
+
+    def _read(self, folder: str, row: int, image: np.ndarray, target: np.ndarray | None) -> None:
+        """Write face ``row`` of ``folder`` to ``image`` (3, S, S), and the stored target to ``target`` (S, S)."""
+        name = self.names[row]
+        read_face(os.path.join(folder, name), self.image_size, image)
+        if target is not None:
+            read_target(os.path.join(self.mask_data_path, name), self.image_size, target)
+
+    def _show(self, row: int, rng: np.random.Generator, image: np.ndarray, target: np.ndarray | None) -> None:
+        """As ``_read``, but the face as ``how`` and ``rng`` want it."""
+        unmasked = self.how.unmasked(rng)
+        new = self.how.masks == "new"
+        self._read(self.notmask_data_path if new or unmasked else self.data_path, row, image, None if new else target)
+        face, shown = np.ascontiguousarray(image.transpose(1, 2, 0)), target
+        if new:
+            face, shown = new_mask(face, self.landmarks[row], unmasked, self.how.mask_kinds, rng)
+        face, shown = change(face, None if target is None else shown, self.how, rng, unmasked)
+        cv2.split(face, [image[0], image[1], image[2]])
+        if target is not None:
+            target[:] = shown
 
     def mean_target(self, at_most: int = 2000) -> torch.Tensor:
         """(1, 1, S, S) float32, 0..1: the mean of the targets, or of so many spread evenly over the index."""
@@ -110,57 +154,6 @@ class FaceDataset(_FaceFiles):
         for row, out in zip(rows, batch.numpy(), strict=True):
             read_face(os.path.join(self.folder, self.names[row]), self.image_size, out)
         return batch
-
-
-class TripletBatchSampler(Sampler):
-    """Batches of an epoch's triplets, as lists of [anchor, positive, negative] rows of the index.
-
-    Triplets and order are a function of (seed, epoch) alone: neither the number of loader processes nor what ran
-    before changes them. The last batch may be smaller. ``index`` is read_index's; its ``names`` are the people
-    trained on.
-
-    With several training processes (``world_size``) each batch has ``batch_size`` triplets for every one of them. All
-    get the same number of batches; of a smaller last batch each gets an equal part, which may be empty.
-    """
-
-    def __init__(
-        self,
-        index: Index,
-        index_path: str | Path,
-        num_triplets: int,
-        batch_size: int,
-        seed: int,
-        mode: str,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.names = index.names
-        self.batch_size = batch_size * world_size
-        self._rank, self._world_size = rank, world_size
-        self._table_of = partial(load_triplets, index_path, index.classes, num_triplets, seed, mode)
-        self._table = self._table_of(0) if mode == "fixed" else None
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch (counted from 0) that the next iteration gives, from its batch ``start_batch`` on."""
-        table = self._table_of(epoch) if self._table is None else self._table
-        order = stream(self._seed, epoch, ORDER_STREAM).permutation(len(table))
-        self._triplets = table[order[start_batch * self.batch_size :]]
-
-    @property
-    def num_triplets(self) -> int:
-        """Triplets that the next iteration gives, to all processes together."""
-        return len(self._triplets)
-
-    def __len__(self) -> int:
-        """Batches that the next iteration gives."""
-        return -(-len(self._triplets) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[list[int]]]:
-        triplets = self._triplets
-        for start in range(0, len(triplets), self.batch_size):
-            yield np.array_split(triplets[start : start + self.batch_size], self._world_size)[self._rank].tolist()
 
 
 class FaceLoader(DataLoader):
@@ -231,7 +224,19 @@ def _empty(*shape: int) -> torch.Tensor:
 
 
 def _start_worker(worker: int) -> None:
+    # Ctrl-C and a server's SIGTERM reach all processes at once: the main one finishes its step first, and ends these
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_main_process, daemon=True).start()
     cv2.setNumThreads(0)  # the processes are the parallelism; threads of each on top would fight for the cores
+
+
+def _obey_main_process() -> None:
+    """End this loader process at the SIGTERM of the one that started it; take no notice of anyone else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def read_face(path: str, size: int, out: np.ndarray | None = None) -> np.ndarray:

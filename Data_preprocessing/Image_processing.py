@@ -114,7 +114,14 @@ def main(argv: list[str] | None = None) -> Counter:
     total = sum(len(photos_of(data_path, person)) for person in people)
     if not total:
         raise DataError(f"There are no photos (jpg, jpeg, png) in the {len(people)} folders of {data_path}.")
-    settings = Settings(data_path, outputs, config["image_size"], config["seed"], config["predictor_path"])
+    settings = Settings(
+        data_path,
+        outputs,
+        config["image_size"],
+        config["seed"],
+        config["predictor_path"],
+        tuple(config["mask_kinds"]),
+    )
     photos = iter_photos(data_path, people)
     if shard:
         summary = run_shard(settings, photos, args.workers, total, shard)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 from tqdm import tqdm
 
 from Data_preprocessing.face_alignment import FaceAligner
@@ -35,7 +34,7 @@ from Data_preprocessing.manifest import (
     space_per_photo,
     write_manifest,
 )  # fmt: skip
-from Data_preprocessing.mask_drawing import check_kinds, choose_mask, draw_attention_target, draw_mask, white_box
+from Data_preprocessing.mask_drawing import check_kinds
 from Data_preprocessing.photo_files import (
     DataError,
     decode_photo,
@@ -43,22 +42,11 @@ from Data_preprocessing.photo_files import (
     photos_of,
     write_jpeg,
 )  # fmt: skip
+from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, Settings, align_and_mask
 from Data_preprocessing.run_lock import locked
 
 CHUNK = 8  # photos that a worker takes at once
 LOOK_AHEAD = 4  # chunks per worker under way: bounds the memory, and the work that a kill loses
-
-
-class Settings(NamedTuple):
-    """What the results depend on and where they go; ``check_content`` as in ``process_photos``."""
-
-    data_path: Path
-    outputs: OutputFolders
-    image_size: int
-    seed: int
-    predictor_path: str | Path
-    mask_kinds: tuple[str, ...] = ("flat",)
-    check_content: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +58,7 @@ def aligner_for(predictor_path: str | Path, image_size: int) -> FaceAligner:
 def process_photo(source: str, face: str, settings: Settings) -> ManifestRow:
     """Align one photo, write its three images under the name ``face``, and return its row."""
     row = ManifestRow(source, seed=settings.seed, image_size=settings.image_size)
-    aligned = None
+    images = None
     try:
         data = (settings.data_path / source).read_bytes()
         row = row._replace(source_bytes=len(data), source_crc32=zlib.crc32(data))
@@ -80,23 +68,14 @@ def process_photo(source: str, face: str, settings: Settings) -> ManifestRow:
     except DataError as error:
         row = row._replace(reason=one_line(error.__cause__ or error))
     else:
-        row = row._replace(status="no_face", reason="dlib's detector finds no face")
-        aligned = aligner_for(settings.predictor_path, settings.image_size).align(photo)
-    if aligned is None:
-        for folder in settings.outputs[:3]:  # made when the photo was another
+        aligner = aligner_for(settings.predictor_path, settings.image_size)
+        row, images = align_and_mask(photo, row, settings, aligner)
+    for folder, image in zip(settings.outputs[:3], images or (None,) * 3, strict=True):
+        if image is None:  # there may be one, made when the photo was another
             (folder / face).unlink(missing_ok=True)
-        return row
-    # the mask is drawn from the very landmarks that the manifest holds, so that it can be drawn again from there
-    landmarks = np.round(aligned.landmarks.astype(np.float64), 2).astype(np.float32)
-    mask = choose_mask(settings.seed, source, settings.mask_kinds)
-    target = draw_attention_target(landmarks, settings.image_size, mask.kind)
-    images = draw_mask(aligned.chip, landmarks, mask), aligned.chip, target
-    for folder, image in zip(settings.outputs[:3], images, strict=True):
-        write_jpeg(folder / face, image)
-    return row._replace(
-        face=face, status="ok", reason="", num_faces=aligned.num_faces, landmarks=landmarks, box=white_box(target),
-        kind=mask.kind, colour=mask.colour,
-    )  # fmt: skip
+        else:
+            write_jpeg(folder / face, image)
+    return row._replace(face=face if images else "")
 
 
 def one_line(error: BaseException) -> str:
@@ -158,6 +137,8 @@ def process_photos(
     mask_kinds: Sequence[str] = ("flat",),
     workers: int = 1,
     check_content: bool = False,
+    chain: str = "hog",
+    realign: bool = False,
     desc: str = "Aligning faces",
 ) -> Counter:
     """Align and mask photos into ``outputs``, leaving out those that are done.
@@ -165,9 +146,13 @@ def process_photos(
     Args:
         photos: 'person/file' below ``data_path``: a list in any order, or an iterator sorted as ``iter_photos`` does.
         image_size: side of the aligned faces in px. seed: of the masks' choice.
+        mask_kinds: the kinds that a mask is chosen from; of none, no mask is drawn.
         workers: processes; 1 works in this one.
         check_content: a photo is done only if its bytes have the CRC-32 of its row, not just its size; a photo that is
             gone counts as done if its images are there.
+        chain: the detectors, a key of ``face_alignment.CHAINS``.
+        realign: draw the mask on the whole photo, then find and align the masked face anew, by the chain 'full'. The
+            landmarks and the attention target are those of the unmasked face.
 
     Returns:
         How many of the photos are ok, no_face and unreadable, those done before included.
@@ -176,7 +161,9 @@ def process_photos(
         DataError: the outputs were made with other settings, another run is writing them, the landmark model is
             missing, a worker died, or nothing can be written.
     """
-    settings = Settings(Path(data_path), outputs, image_size, seed, predictor_path, tuple(mask_kinds), check_content)
+    settings = Settings(
+        Path(data_path), outputs, image_size, seed, predictor_path, tuple(mask_kinds), check_content, chain, realign
+    )
     return run(settings, photos, workers, desc).counts
 
 
@@ -189,7 +176,8 @@ def run(
     whole: Path | None = None,
 ) -> Summary:
     """``process_photos``, told the number of photos for its bar; of a shard's run, ``whole`` is the final manifest."""
-    check_kinds(settings.mask_kinds)
+    if settings.mask_kinds:
+        check_kinds(settings.mask_kinds)
     if not isinstance(photos, Iterator):
         photos = sorted(set(photos), key=sort_key)
         total = len(photos)
@@ -243,8 +231,8 @@ def read_done(files: Iterable[Path], settings: Settings) -> dict[str, Done]:
             now = f"image_size {settings.image_size}, seed {settings.seed}"
             if row.status == "ok":
                 was += f", mask {row.kind} {row.colour}"
-                choice = choose_mask(settings.seed, row.source, settings.mask_kinds)
-                now += f", mask {choice.kind} {choice.colour}"
+                mask = settings.mask(row.source)
+                now += f", mask {mask.kind} {mask.colour}" if mask else f", mask {NO_MASK} {NO_COLOUR}"
             if was != now:
                 raise DataError(
                     f"{path} has {row.source!r} with {was}; this run would make it with {now}. "

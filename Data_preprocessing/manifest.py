@@ -4,7 +4,7 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,6 +157,32 @@ def read_manifest(path: str | Path) -> dict[str, ManifestRow]:
     if not Path(path).is_file():
         raise DataError(f"There is no manifest {path}: run Data_preprocessing/Image_processing.py first.")
     return {fields[0]: parse_row(fields, path) for fields, _, _ in scan_rows(Path(path))}
+
+
+def read_landmarks(path: str | Path, faces: Sequence[str], image_size: int) -> np.ndarray:
+    """(N, 68, 2) float32 landmarks of ``faces`` ('person/file.jpg'), in px of the faces resized to ``image_size``.
+
+    Raises DataError if the manifest is missing or damaged, or lacks some of the faces: their number and the first five.
+    """
+    if not Path(path).is_file():
+        raise DataError(
+            f"There is no manifest {path}: Data_preprocessing/Image_processing.py writes it (manifest_path)."
+        )
+    row_of = {face: number for number, face in enumerate(faces)}
+    landmarks = np.full((len(faces), 68, 2), np.nan, np.float32)
+    for fields, _, _ in scan_rows(Path(path)):
+        number = row_of.get(fields[1])
+        if number is not None:
+            row = parse_row(fields, path)
+            # pixel centres: the middle of an image stays its middle
+            landmarks[number] = (row.landmarks + 0.5) * (image_size / row.image_size) - 0.5
+    missing = [face for face, known in zip(faces, ~np.isnan(landmarks[:, 0, 0]), strict=True) if not known]
+    if missing:
+        raise DataError(
+            f"{path} lacks {len(missing):,} of the {len(faces):,} faces of the index: {', '.join(missing[:5])}. Is it "
+            "the manifest of these faces (manifest_path)?"
+        )
+    return landmarks
 
 
 def write_manifest(parts: Iterable[Path], manifest: Path) -> None:

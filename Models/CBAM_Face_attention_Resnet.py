@@ -151,6 +151,7 @@ class FaceAttentionResNet(ResNet):
         self.face_attention = None if attention == "none" else face_attention(channels)
         self.avgpool = nn.AdaptiveAvgPool2d(2)
         self.embedding = nn.Linear(4 * channels, embedding_dim)
+        self.projection = None  # to a teacher's descriptors; only training makes and uses it
         for module in self.modules():
             if isinstance(module, ScaledConv2d):
                 module.reset_parameters()  # torchvision's constructor has given every convolution its own start

@@ -1,6 +1,7 @@
 """Checkpoints: written whole, read without executing anything, and a network rebuilt from the file alone."""
 
 import copy
+import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -12,7 +13,9 @@ from Models.CBAM_Face_attention_Resnet import build_model
 
 FORMAT = "V9 checkpoint 1"
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
-FIXED_KEYS = ("model", "embedding_dim", "attention", "cbam", "image_size", "optimizer")
+FIXED_KEYS = ("model", "embedding_dim", "attention", "cbam", "image_size", "optimizer", "teacher")
+TEACHER_DIM = 128  # of dlib's descriptors
+SHIPPED = Path(__file__).with_name("pretrained") / "v9_best_112.pt"  # the network that comes with this repository
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -41,11 +44,25 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         write_whole(path, buffer.getvalue())
 
 
+def checkpoint_bytes(model: torch.nn.Module, optimizer_name: str) -> int:
+    """About how large a checkpoint of a run in float32 will be, once the optimizer has its state."""
+    copies = {"adam": 2, "adamw": 2}.get(optimizer_name, 1)
+    weights = sum(weight.numel() for weight in model.parameters())
+    return 4 * (weights * (1 + copies) + sum(buffer.numel() for buffer in model.buffers()))
+
+
+def how_far(checkpoint: dict) -> tuple[int, int]:
+    """The epochs that a checkpoint's run has finished, and the batches of the next one."""
+    return checkpoint["progress"]["epoch"], (checkpoint.get("position") or {"batch": 0})["batch"]
+
+
 def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint to the CPU with ``weights_only=True``: a file that would run code is refused.
 
-    Raises DataError if the file is missing, damaged, or not a checkpoint of this repository.
+    Where a file of the same name with .sha256 behind lies beside it, as it does for the shipped network, its bytes must
+    have that SHA-256. Raises DataError if the file is missing, damaged, or not a checkpoint of this repository.
     """
+    check_sha256(Path(path))
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()  # PyTorch does not compare the checksums: a flipped bit would go unseen
@@ -61,26 +78,73 @@ def load_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def check_sha256(path: Path) -> None:
+    """Raise DataError unless the file has the SHA-256 that ``<path>.sha256`` gives, if there is such a file."""
+    listed = path.with_name(f"{path.name}.sha256")
+    if not (listed.is_file() and path.is_file()):
+        return
+    wanted = (listed.read_text(encoding="utf-8").split() or [""])[0]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise DataError(
+            f"{path} is not the file it should be: its SHA-256 is {found}, {listed.name} says {wanted or 'nothing'}. "
+            "Fetch it again (git checkout restores it)."
+        )
+
+
 def network_from_checkpoint(checkpoint: dict, path: str | Path = "the checkpoint") -> torch.nn.Module:
-    """The network of a checkpoint on the CPU in evaluation mode, built from the config inside it."""
-    network = build_network({**checkpoint["config"], "pretrained": False})
+    """The network of a checkpoint on the CPU in evaluation mode, built from the config inside it; in float32."""
+    network = build_network({"teacher": "none", **checkpoint["config"], "pretrained": False})
     load_weights(network, checkpoint["model"], path)
     return network.eval()
 
 
 def build_network(config: dict) -> torch.nn.Module:
-    """A new network as the config says: keys model, embedding_dim, attention, cbam, pretrained."""
-    return build_model(
+    """A new network as the config says: keys model, embedding_dim, attention, cbam, pretrained, teacher.
+
+    With a teacher whose descriptors have another length than the embeddings it has a linear projection to that length,
+    which training alone uses.
+    """
+    network = build_model(
         config["model"],
         embedding_dim=config["embedding_dim"],
         attention=config["attention"],
         cbam=config["cbam"],
         pretrained=config["pretrained"],
     )
+    if config["teacher"] != "none" and config["embedding_dim"] != TEACHER_DIM:
+        network.projection = UnitLinear(config["embedding_dim"], TEACHER_DIM, bias=False)
+    return network
+
+
+def init_from(network: torch.nn.Module, path: str | Path) -> str:
+    """Start ``network`` from the weights of a checkpoint; returns a sentence that says how many were taken.
+
+    Parts whose shape differs, such as an embedding layer of another length, or that are not there, stay new.
+    Raises DataError if the trunk is another one.
+    """
+    weights, own = load_checkpoint(path)["model"], network.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    new = sorted({key.split(".")[0] for key in own if key not in fitting})
+    if not {"face_attention", "embedding", "projection"}.issuperset(new):
+        raise DataError(f"init_from = {path}: it has another trunk ({', '.join(new)}): choose the same model and cbam.")
+    network.load_state_dict(fitting, strict=False)
+    return f"init_from {path}: {len(fitting)} tensors taken, {len(own) - len(fitting)} new ({', '.join(new) or 'none'})"
+
+
+class UnitLinear(torch.nn.Linear):
+    """A linear layer whose output rows have length 1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(super().forward(x), dim=1, eps=1e-6)
 
 
 def load_weights(network: torch.nn.Module, state_dict: dict, path: str | Path) -> None:
-    """Load ``state_dict`` into ``network``; every name and shape must match. Raises DataError saying what differs."""
+    """Load ``state_dict`` into ``network``; every name and shape must match. Raises DataError saying what differs.
+
+    The network's tensors keep their type: weights stored in half precision become float32.
+    """
     own = network.state_dict()
     missing, extra = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
     shapes = [f"{k} {tuple(state_dict[k].shape)} here {tuple(own[k].shape)}" for k in own.keys() & state_dict.keys()
@@ -99,6 +163,19 @@ def newest_checkpoint(output_path: str | Path, name: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def find_checkpoint(path: str | None, output_path: str | Path) -> Path:
+    """The checkpoint asked for, else the newest best.pt, else the shipped one. Raises DataError if there is none."""
+    found = Path(path).expanduser() if path else newest_checkpoint(output_path, "best.pt")
+    if found is None and SHIPPED.is_file():
+        found = SHIPPED
+    if found is None:
+        raise DataError(
+            f"There is no best.pt under {output_path}/Model_training_checkpoints, and no {SHIPPED}: train first "
+            "(python train_maskV9.py, or --demo for a quick one), or give --checkpoint PATH."
+        )
+    return found
+
+
 def training_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -106,14 +183,19 @@ def training_state(
     progress: dict,
     train_people: list[str],
     scaler: torch.amp.GradScaler | None = None,
+    position: dict | None = None,
 ) -> dict:
-    """Everything a run needs to go on after an epoch, in tensors and plain types."""
+    """Everything a run needs to go on, in tensors and plain types.
+
+    ``position``: where it is within an epoch (saved_position of Models/interruption.py); None: after one.
+    """
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler else {},
         "config": plain_config(config),
         "progress": dict(progress),
+        "position": position,
         "train_people": list(train_people),
         "random_state": torch.get_rng_state(),
         "cuda_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -1,6 +1,6 @@
 """Write a checkpoint's network as ONNX and compare what ONNX Runtime computes with PyTorch on 64 made-up faces.
 
-Without arguments: the newest best.pt, written beside it as best.onnx.
+Without arguments: the newest best.pt, written beside it as best.onnx; where nothing was trained, the shipped network.
 
 input   images     (N, 3, S, S) float32 RGB in [-1, 1], S = the checkpoint's image_size, any N
 output  embedding  (N, embedding_dim) float32 rows of norm 1
@@ -24,8 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import DataError, file_errors, write_whole
-from Models.checkpoint import load_checkpoint, network_from_checkpoint
-from validate_on_LFW import find_checkpoint
+from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # of 2022: ONNX Runtime from 1.14, and most converters, read it
@@ -187,7 +186,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt, or else the shipped)"
+    )
     parser.add_argument("--output", metavar="PATH", help="the file to write (default: the checkpoint's name, .onnx)")
     add_config_arguments(parser)
     return parser.parse_args(argv)

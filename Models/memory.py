@@ -44,10 +44,19 @@ def peak_memory_mb(device: torch.device) -> float:
 
 @contextlib.contextmanager
 def memory_advice(config: dict) -> Iterator[None]:
-    """Turn an out-of-memory error inside the block into a DataError that names the settings to change."""
+    """Turn an out-of-memory error inside the block into a DataError that names the settings to change.
+
+    So too the death of a loader process, which the system kills where memory or shared memory runs out.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if str(error).startswith("DataLoader worker"):
+            raise DataError(
+                f"A process that loads images was ended from outside ({str(error).splitlines()[0]:.200}). Mostly "
+                "memory ran out, or shared memory (/dev/shm; in a container see its --shm-size): lower num_workers "
+                f"({config['num_workers']}), then go on with --resume."
+            ) from error
         ran_out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not (ran_out or any(sign in str(error) for sign in SIGNS)):
             raise

@@ -8,36 +8,65 @@ from torch import nn
 
 from Data_preprocessing.photo_files import DataError
 from Losses.Attention_loss import attention_loss
-from Losses.Triplet_loss import TripletLoss, hard_triplet_loss
+from Losses.Teacher_loss import teacher_loss
+from Losses.Triplet_loss import TripletLoss, batch_triplets, hard_triplet_loss
 from Models.distributed import all_max, all_sum, world_size
 
 
+class Objective(NamedTuple):
+    """What is minimised.
+
+    margin: on the scale of embeddings of length ``embedding_scale``. The weights are those of the losses in their sum.
+    """
+
+    margin: float
+    embedding_scale: float
+    attention_weight: float = 1.0
+    triplet_weight: float = 1.0
+    teacher_weight: float = 0.0  # above 0 only with descriptors
+    descriptors: torch.Tensor | None = (
+        None  # (N, 128) float32 unit rows on the CPU: the teacher's, of the index's faces
+    )
+    classes: torch.Tensor | None = None  # (N,) int64 on the CPU: the people of the index, where a batch is to be mined
+    batch_triplets: str = "semihard"  # how the triplets are sought then
+    precision: str = "auto"
+
+
 class Judged(NamedTuple):
-    """What ``judge`` returns, for B triplets."""
+    """What ``judge`` returns, for T triplets of the batch's N images."""
 
     triplet: TripletLoss
-    attention: torch.Tensor | None  # (B,) float32 attention loss, mean of a triplet's images; None without targets
-    logits: torch.Tensor | None  # (3 B, 1, h, w) of the attention maps
+    rows: torch.Tensor  # (T, 3) int64 images of the batch: anchor, positive, negative
+    attention: torch.Tensor | None  # (N,) float32 attention loss of each image; None without targets
+    teacher: torch.Tensor | None  # (N,) float32 squared distance of each image to its target; None without a teacher
+    logits: torch.Tensor | None  # (N, 1, h, w) of the attention maps
 
 
 class Hard(NamedTuple):
-    """The hard triplets of a batch."""
+    """The hard triplets of a batch, and how many images it has."""
 
-    rows: torch.Tensor  # (num,) int64 on the CPU
+    rows: torch.Tensor  # (num,) int64 on the CPU, of the T triplets
     num: int
     total: int  # over the batch's parts in all processes
+    images: int
+    total_images: int  # likewise
 
 
-def half_precision(device: torch.device) -> torch.dtype | None:
-    """What the network computes in: bfloat16 on CUDA from compute capability 8.0, float16 before; None: float32."""
+def half_precision(device: torch.device, precision: str = "auto") -> torch.dtype | None:
+    """What the network computes in; None: float32.
+
+    'auto': bfloat16 on CUDA from compute capability 8.0, float16 before, float32 on the CPU.
+    """
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else None
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
-def make_scaler(device: torch.device) -> torch.amp.GradScaler:
+def make_scaler(device: torch.device, precision: str = "auto") -> torch.amp.GradScaler:
     """Keeps float16's small gradients from vanishing; does nothing in other precisions."""
-    return torch.amp.GradScaler("cuda", enabled=half_precision(device) == torch.float16)
+    return torch.amp.GradScaler("cuda", enabled=half_precision(device, precision) == torch.float16)
 
 
 def on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
@@ -46,41 +75,52 @@ def on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
         yield {key: value if key == "triplet" else value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def judge(model: nn.Module, batch: dict, margin: float, embedding_scale: float) -> Judged:
-    """One forward pass for anchors, positives and negatives; distances and losses are float32.
+def judge(model: nn.Module, batch: dict, objective: Objective) -> Judged:
+    """One forward pass for all images of a batch; distances and losses are float32.
 
     A batch without triplets (a process's part may be empty) passes one black image, of which nothing is counted: its
     backward pass, of zeros, is the process's share in averaging the gradients.
     """
-    images = batch["images"].flatten(0, 1)
-    if not len(images):
-        return _judge_nothing(model, batch, margin)
-    embeddings, logits = forward(model, images)
-    anchor, positive, negative = (embeddings * embedding_scale).unflatten(0, (-1, 3)).unbind(1)
-    triplet = hard_triplet_loss(anchor, positive, negative, margin)
-    attention = None
-    if "targets" in batch:
-        attention = attention_loss(logits, batch["targets"].flatten(0, 1)).unflatten(0, (-1, 3)).mean(1)
-    return Judged(triplet, attention, logits)
+    images, faces = batch["images"].flatten(0, 1), batch["triplet"].flatten()
+    embeddings, logits = (
+        forward(model, images, objective.precision) if len(images) else _nothing(model, batch, objective)
+    )
+    if objective.classes is None:
+        rows = torch.arange(len(embeddings), device=embeddings.device).view(-1, 3)
+    else:
+        people = objective.classes[faces].to(embeddings.device, non_blocking=True)
+        scaled = embeddings.detach() * objective.embedding_scale
+        rows = batch_triplets(scaled, people, objective.margin, objective.batch_triplets)
+    anchor, positive, negative = (embeddings * objective.embedding_scale)[rows].unbind(1)
+    triplet = hard_triplet_loss(anchor, positive, negative, objective.margin)
+    attention = attention_loss(logits, batch["targets"].flatten(0, 1)) if "targets" in batch else None
+    teacher = None
+    if objective.descriptors is not None:
+        wanted = objective.descriptors[faces].to(embeddings.device, non_blocking=True)
+        teacher = teacher_loss(taught(model)(embeddings), wanted)
+    return Judged(triplet, rows, attention, teacher, logits)
 
 
-def forward(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Embeddings and attention logits of (N, 3, H, W) images, on CUDA in half precision and channels_last."""
-    dtype = half_precision(images.device)
+def forward(model: nn.Module, images: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Embeddings and attention logits of (N, 3, H, W) images; in half precision also in channels_last."""
+    dtype = half_precision(images.device, precision)
     if dtype is None:
         return model(images, return_logits=True)
-    with torch.autocast("cuda", dtype):
+    with torch.autocast(images.device.type, dtype):
         return model(images.contiguous(memory_format=torch.channels_last), return_logits=True)
 
 
-def _judge_nothing(model: nn.Module, batch: dict, margin: float) -> Judged:
+def taught(model: nn.Module) -> nn.Module:
+    """The layer between embedding and teacher: a projection where their lengths differ, else none."""
+    return getattr(model, "module", model).projection or nn.Identity()
+
+
+def _nothing(model: nn.Module, batch: dict, objective: Objective) -> tuple[torch.Tensor, torch.Tensor | None]:
     was_training = model.training
     model.eval()  # one image has no statistics to normalise with, and must leave none
-    embeddings, logits = forward(model, batch["images"].new_zeros(1, *batch["images"].shape[2:]))
+    embeddings, logits = forward(model, batch["images"].new_zeros(1, *batch["images"].shape[2:]), objective.precision)
     model.train(was_training)
-    none = embeddings[:0]
-    attention = attention_loss(logits[:0], batch["targets"].flatten(0, 1)) if "targets" in batch else None
-    return Judged(hard_triplet_loss(none, none, none, margin), attention, None if logits is None else logits[:0])
+    return embeddings[:0], None if logits is None else logits[:0]
 
 
 def find_hard(judged: Judged, batch: dict, dataset) -> Hard:
@@ -91,52 +131,77 @@ def find_hard(judged: Judged, batch: dict, dataset) -> Hard:
     """
     hard = judged.triplet.hard
     losses = judged.triplet.loss.detach()
-    if judged.attention is not None:
-        losses = losses + judged.attention.detach().sum()
-    here = torch.stack([hard.sum(), (~torch.isfinite(losses)).long()])
+    for of_images in (judged.attention, judged.teacher):
+        if of_images is not None:
+            losses = losses + of_images.detach().sum()
+    images = batch["images"].shape[:2].numel()
+    here = torch.stack([hard.sum(), (~torch.isfinite(losses)).long(), hard.new_tensor(images, dtype=torch.int64)])
     everywhere = all_sum(here.clone())
     counts = torch.cat([here, everywhere, hard.long()]).cpu()
-    num, broken, total, broken_anywhere = counts[:4].tolist()
+    num, broken, _, total, broken_anywhere, total_images = counts[:6].tolist()
     if broken:
         raise DataError(non_finite_message(float(losses), batch, dataset))
     if broken_anywhere:
         raise DataError("The loss is not finite in another process; its message names the files.")
-    return Hard(counts[4:].nonzero().squeeze(1), num, total)
+    return Hard(counts[6:].nonzero().squeeze(1), num, total, images, total_images)
 
 
-def batch_loss(judged: Judged, hard: Hard, attention_weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The total loss of a batch's hard triplets, and its attention loss (None without targets).
+def batch_loss(judged: Judged, hard: Hard, objective: Objective) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The total loss of a batch, and its attention loss (None without targets).
 
-    DistributedDataParallel averages gradients over the processes, each of which has a mean over its own hard triplets;
-    the factor makes of that the mean over all hard triplets. It is 0 in a process that has none.
+    Triplet and attention loss are means over the hard triplets; with a teacher, from whom every image learns, the
+    attention loss and the teacher's are means over all images.
+
+    DistributedDataParallel averages gradients over the processes, each of which has means over its own part; the
+    factors make of that the means over all parts. They are 0 in a process that has none.
     """
-    loss, attention = judged.triplet.loss, None
+    of_hard = hard.num * world_size() / max(hard.total, 1)
+    of_images = hard.images * world_size() / max(hard.total_images, 1)
+    loss, attention = objective.triplet_weight * of_hard * judged.triplet.loss, None
     if judged.attention is not None:
-        rows = hard.rows.to(judged.attention.device, non_blocking=True)
-        attention = judged.attention[rows].sum() / max(hard.num, 1)
-        loss = loss + attention_weight * attention
-    return loss * (hard.num * world_size() / max(hard.total, 1)), attention
+        share = of_hard
+        if judged.teacher is not None:
+            share, attention = of_images, judged.attention.sum() / max(hard.images, 1)
+        else:
+            chosen = judged.rows[hard.rows.to(judged.rows.device, non_blocking=True)]
+            attention = judged.attention[chosen].sum() / max(3 * hard.num, 1)
+        loss = loss + objective.attention_weight * share * attention
+    if judged.teacher is not None:
+        loss = loss + objective.teacher_weight * of_images * (judged.teacher.sum() / max(hard.images, 1))
+    return loss, attention
 
 
 def pack_hard_triplets(
-    batches: Iterable[dict], screen: Callable[[dict], torch.Tensor], batch_size: int
+    batches: Iterable[dict],
+    screen: Callable[[dict], torch.Tensor],
+    batch_size: int,
+    waiting: dict[str, torch.Tensor] | None = None,
 ) -> Iterator[dict]:
     """Batches of triplets that were hard when they were screened; the last one may be smaller.
 
     Args:
         screen: gives the rows, int64 on the CPU, of a batch's hard triplets.
         batch_size: triplets; a batch is given once a process has so many, to all processes at the same time.
+        waiting: where the hard triplets are kept that were not given yet; what it holds already comes first.
     """
-    waiting = None
+    waiting = {} if waiting is None else waiting
+
+    def take(number: int) -> dict:
+        batch = {key: value[:number] for key, value in waiting.items()}
+        waiting.update({key: value[number:] for key, value in waiting.items()})
+        return batch
+
+    def most() -> int:
+        return all_max(len(waiting["triplet"]), waiting["images"].device)
+
     for batch in batches:
         rows = screen(batch)
         found = {key: value[rows.to(value.device, non_blocking=True)] for key, value in batch.items()}
-        waiting = {key: torch.cat([waiting[key], found[key]]) for key in found} if waiting else found
-        while all_max(len(waiting["triplet"]), waiting["images"].device) >= batch_size:
-            yield {key: value[:batch_size] for key, value in waiting.items()}
-            waiting = {key: value[batch_size:] for key, value in waiting.items()}
-    if waiting and all_max(len(waiting["triplet"]), waiting["images"].device):
-        yield waiting
+        waiting.update({key: torch.cat([waiting[key], found[key]]) if waiting else found[key] for key in found})
+        while most() >= batch_size:
+            yield take(batch_size)
+    if waiting and most():
+        yield take(batch_size)
 
 
 def non_finite_message(loss: float, batch: dict, dataset) -> str:

@@ -48,10 +48,9 @@ def align_photo(aligner: FaceAligner, path: str | Path, outputs: OutputFolders, 
         return None
     shape = aligner.predictor(chip, again[0])
     landmarks = np.array([(point.x, point.y) for point in shape.parts()], np.float64)
-    target = draw_attention_target(landmarks, aligner.image_size)
-    for folder, image in zip(
-        outputs, (draw_mask(chip, landmarks, MaskChoice("flat", BLUE)), chip, target), strict=False
-    ):
+    choice = MaskChoice("flat", BLUE)
+    target = draw_attention_target(landmarks, aligner.image_size, choice)
+    for folder, image in zip(outputs, (draw_mask(chip, landmarks, choice), chip, target), strict=False):
         (folder / face).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / face, "JPEG", quality=95, subsampling=0)
     return landmarks

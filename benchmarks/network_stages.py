@@ -17,7 +17,7 @@ from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.photo_files import iter_photos, person_folders
 from Models.checkpoint import build_network
 from Models.optimizer import make_optimizer
-from Models.training_step import half_precision
+from Models.training_step import Objective, half_precision
 from train_maskV9 import prepare_network, train_one_epoch
 from validate_on_LFW import evaluate_pairs
 
@@ -51,13 +51,12 @@ def train_contest(scene: Scene, depth: int, side: int, batch: int, steps: int) -
         optimizers.append(make_optimizer(config["optimizer"], network.parameters()))
         optimizers[-1].param_groups[0].update(rates)
     losses = {"margin": ALL_HARD, "embedding_scale": config["embedding_scale"]}
+    objective = Objective(**losses)
     mean_target = torch.full((1, 1, side, side), 0.5)
     floats = [(part.float() - 127.5) / 127.5 for part in images.unbind(1)]
 
     def ours(count: int = steps) -> None:
-        train_one_epoch(
-            model, loader_of(one, count), optimizers[0], device, attention_weight=1.0, mean_target=mean_target, **losses
-        )
+        train_one_epoch(model, loader_of(one, count), optimizers[0], device, objective, mean_target=mean_target)
 
     def first_code() -> None:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=torch.backends.cudnn.allow_tf32):

@@ -1,4 +1,5 @@
-"""Make docs/pictures/steps.png, the README's row of pictures: photo, aligned face, masked face, attention target.
+"""Make the README's pictures of the preparation: docs/pictures/steps.png, a photo, the aligned face, the masked face
+and the attention target; docs/pictures/masks.png, every kind of mask.
 
 The people are drawn, so that no photograph of anybody is published. The README's ROC picture is the demo's:
 python train_maskV9.py --demo && python validate_on_LFW.py --picture docs/pictures/roc.png
@@ -15,8 +16,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config_mask import ROOT, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.Image_processing import output_folders, process_photos
+from Data_preprocessing.Image_processing import output_folders, process_photos, read_manifest
 from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.mask_drawing import ALL_KINDS, draw_mask, random_mask
 from Data_preprocessing.photo_files import iter_photos, read_photo, replacing
 
 
@@ -26,7 +28,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--people", type=int, default=2, help="drawn people, one row each (%(default)s)")
     parser.add_argument("--height", type=int, default=200, help="of a row, px (%(default)s)")
-    parser.add_argument("--picture", default=ROOT / "docs" / "pictures" / "steps.png", help="where to write")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "pictures", help="where to write")
     add_config_arguments(parser)
     return parser.parse_args(argv)
 
@@ -43,7 +45,24 @@ def steps(photo: str, data_path: Path, outputs, height: int) -> np.ndarray:
     return np.hstack([part for image in scaled for part in (np.asarray(image), gap)][:-1])
 
 
-def main(argv=None) -> Path:
+def kinds(face: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, height: int) -> np.ndarray:
+    """One row: an aligned face with a mask of each kind, (height, W, 3) uint8 RGB."""
+    worn = [draw_mask(face, landmarks, random_mask(rng, (kind,))) for kind in ALL_KINDS]
+    gap = np.full((height, 6, 3), 255, np.uint8)
+    scaled = [np.asarray(Image.fromarray(image).resize((height, height), Image.LANCZOS)) for image in worn]
+    return np.hstack([part for image in scaled for part in (image, gap)][:-1])
+
+
+def write_rows(path: Path, rows: list[np.ndarray]) -> None:
+    """Write rows of pictures, one below the other, as one PNG."""
+    width = max(row.shape[1] for row in rows)
+    rows = [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    with replacing(path) as temporary:
+        Image.fromarray(np.vstack(rows)[:-6]).save(temporary, "PNG", optimize=True)
+    print(f"written: {path}")
+
+
+def main(argv=None) -> None:
     args = parse_args(argv)
     config = config_from_args(args)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,13 +72,10 @@ def main(argv=None) -> Path:
         process_photos(
             data_path, photos, outputs, image_size=256, seed=config["seed"], predictor_path=config["predictor_path"]
         )
-        rows = [steps(photo, data_path, outputs, args.height) for photo in photos]
-    width = max(row.shape[1] for row in rows)
-    rows = [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    with replacing(args.picture) as temporary:
-        Image.fromarray(np.vstack(rows)[:-6]).save(temporary, "PNG", optimize=True)
-    print(f"written: {args.picture}")
-    return Path(args.picture)
+        write_rows(args.folder / "steps.png", [steps(photo, data_path, outputs, args.height) for photo in photos])
+        rng, rows = np.random.default_rng(config["seed"]), read_manifest(outputs.manifest).values()
+        faces = [(read_photo(outputs.face_notmask / row.face), row.landmarks) for row in rows]
+        write_rows(args.folder / "masks.png", [kinds(*face, rng, args.height * 3 // 4) for face in faces])
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ def drawn(tmp_path_factory) -> Path:
     """A folder with drawn people, prepared for training and testing at 64 px by the real scripts. Read only."""
     folder = tmp_path_factory.mktemp("drawn")
     make_sample_faces(folder / "train", people=8, photos=5, small_every=0)
-    make_sample_faces(folder / "test", people=8, photos=4, first_person=8, small_every=0)
+    make_sample_faces(folder / "test", people=8, photos=5, first_person=8, small_every=0)
     Image_processing.main(
         ["--data_path", str(folder / "train"), "--out_dir", str(folder), "--image_size", "64", "--workers", "1"]
     )
     for script, kind in ((Make_csv_file_mask, "mask"), (Make_csv_file_notmask, "notmask")):
         faces = folder / f"train_face_{kind}"
         script.main(["--data_path", str(faces), "--csv_path", f"{faces}.csv"])
-    create_pairs(folder / "test", folder / "test_pairs.txt", folds=2, pairs=12, seed=0)
+    create_pairs(folder / "test", folder / "test_pairs.txt", folds=2, pairs=25, seed=0)
     return folder
 
 

@@ -23,6 +23,7 @@ from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.manifest import ManifestRow, output_folders, parse_row, read_manifest, row_text
 from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
 from Data_preprocessing.photo_files import DataError, iter_photos, read_photo
+from Data_preprocessing.photo_images import NO_FACE, NO_MASKED_FACE
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "faces"
@@ -36,18 +37,21 @@ FOLDERS = ("face_mask", "face_notmask", "mask_notmask")
 class FakeAligner:
     """Finds a face, always at the same place, in every photo that is not black: no dlib, quick."""
 
-    def __init__(self, image_size):
-        self.image_size = image_size
+    def __init__(self, image_size, mask_hides=False):
+        self.image_size, self.mask_hides, self.calls = image_size, mask_hides, []
 
-    def align(self, photo):
-        if photo.max() < 20:
+    def align(self, photo, chain="hog", inside=None):
+        self.calls.append((chain, inside, photo.copy()))
+        if photo.max() < 20 or (inside and self.mask_hides):
             return None
         chip = np.asarray(Image.fromarray(photo).resize((self.image_size, self.image_size)))
         angle = np.linspace(0, np.pi, 17)
         jaw = np.stack([0.5 - 0.35 * np.cos(angle), 0.4 + 0.5 * np.sin(angle)], axis=1)
         brows = np.stack([np.linspace(0.2, 0.8, 10), np.full(10, 0.3)], axis=1)
-        landmarks = np.concatenate([jaw, brows, np.full((41, 2), (0.5, 0.55))]) * self.image_size + 1 / 3
-        return AlignedFace(chip.copy(), landmarks.astype(np.float32), (1, 2, 3, 4), 1)
+        points = np.concatenate([jaw, brows, np.full((41, 2), (0.5, 0.55))])
+        landmarks = (points * self.image_size + 1 / 3).astype(np.float32)
+        photo_landmarks = (points * photo.shape[1::-1]).astype(np.float32)
+        return AlignedFace(chip.copy(), landmarks, (1, 2, 3, 4), 1, photo_landmarks, "hog")
 
 
 @pytest.fixture
@@ -138,9 +142,10 @@ def test_manifest_and_images(drawn, once):
         aligned = aligner.align(read_photo(drawn / source))
         assert row.num_faces == aligned.num_faces
         np.testing.assert_allclose(row.landmarks, aligned.landmarks, atol=0.0051)
-        assert (row.kind, row.colour) == choose_mask(0, source)
-        masked = draw_mask(aligned.chip, row.landmarks, MaskChoice(row.kind, row.colour))
-        target = draw_attention_target(row.landmarks, SIZE)
+        assert (row.kind, row.colour) == choose_mask(0, source)[:2]
+        choice = MaskChoice(row.kind, row.colour)
+        masked = draw_mask(aligned.chip, row.landmarks, choice)
+        target = draw_attention_target(row.landmarks, SIZE, choice)
         assert row.box == white_box(target)
         for folder, image in zip(outputs, (masked, aligned.chip, target), strict=False):
             buffer = BytesIO()
@@ -222,6 +227,67 @@ def test_a_row_survives_the_file():
             np.testing.assert_array_equal(again.landmarks, landmarks)
             assert again.landmarks.dtype == np.float32
         assert again._replace(landmarks=None) == row._replace(landmarks=None)
+
+
+# --- masks: chosen, drawn on the photo, none --------------------------------------------------------------------------
+
+
+def test_mask_kinds_come_from_the_config(tmp_path, no_dlib):
+    data = make_photos(tmp_path / "set")
+    run(data, tmp_path / "out", "--mask_kinds", "['flat', 'surgical']")
+    rows = {source: row for source, row in read_manifest(tmp_path / "out" / "set_manifest.csv").items() if row.face}
+    choices = {source: choose_mask(0, source, ("flat", "surgical")) for source in rows}
+    assert {row.kind for row in rows.values()} == {"flat", "surgical"}
+    for source, row in rows.items():
+        assert (row.kind, row.colour) == (choices[source].kind, choices[source].colour)
+    with pytest.raises(DataError, match="choose one or more of flat"):
+        run(data, tmp_path / "other", "--mask_kinds", "['velvet']")
+
+
+def test_realigned_masks_are_drawn_on_the_photo_and_the_face_is_found_anew(tmp_path, monkeypatch):
+    data, aligner = make_photos(tmp_path / "set"), FakeAligner(SIZE)
+    monkeypatch.setattr(step, "aligner_for", lambda *_: aligner)
+    source = "p0/1.jpg"
+    _, outputs = engine(data, tmp_path, [source], realign=True)
+    (first, second), photo = aligner.calls, read_photo(data / source)
+    assert first[:2] == ("hog", None) and (first[2] == photo).all()
+    assert second[:2] == ("full", (1, 2, 3, 4))  # the same face, not another's in the photo
+    landmarks = FakeAligner(SIZE).align(photo).photo_landmarks
+    np.testing.assert_array_equal(second[2], draw_mask(photo, landmarks, choose_mask(0, source)))
+    plain, _ = engine(data, tmp_path / "plain", [source])
+    other = output_folders(tmp_path / "plain", "set")
+    for folder, same in (("face_notmask", True), ("mask_notmask", True), ("face_mask", False)):
+        images = [(getattr(folders, folder) / source).read_bytes() for folders in (outputs, other)]
+        assert (images[0] == images[1]) == same
+    assert read_manifest(outputs.manifest)[source].kind == "flat" and plain == {"ok": 1}
+
+
+def test_a_face_that_is_not_found_behind_its_mask_is_said(tmp_path, monkeypatch):
+    data = make_photos(tmp_path / "set")
+    monkeypatch.setattr(step, "aligner_for", lambda *_: FakeAligner(SIZE, mask_hides=True))
+    counts, outputs = engine(data, tmp_path, realign=True)
+    assert counts == {"no_face": 13, "unreadable": 1}
+    rows = read_manifest(outputs.manifest)
+    assert {row.reason for source, row in rows.items() if "br" not in source and "bl" not in source} == {NO_MASKED_FACE}
+    assert rows["p1/black.jpg"].reason == NO_FACE and not list(tmp_path.glob("set_*/*/*"))
+
+
+def test_photos_as_they_are_get_no_mask(tmp_path, monkeypatch):
+    data, aligner = make_photos(tmp_path / "set"), FakeAligner(SIZE)
+    monkeypatch.setattr(step, "aligner_for", lambda *_: aligner)
+    counts, outputs = engine(data, tmp_path, mask_kinds=(), chain="any")
+    assert counts["ok"] == 12 and {chain for chain, _, _ in aligner.calls} == {"any"}
+    row = read_manifest(outputs.manifest)["p0/1.jpg"]
+    assert (row.kind, row.colour) == ("none", (0, 0, 0))
+    for name in ("p0/1.jpg", "p2/3.jpg"):
+        assert (outputs.face_mask / name).read_bytes() == (outputs.face_notmask / name).read_bytes()
+    target = read_photo(outputs.mask_notmask / "p0" / "1.jpg")
+    masked = draw_attention_target(row.landmarks, SIZE, choose_mask(0, "p0/1.jpg"))
+    assert (target[..., 0] > 127).sum() > (masked > 127).sum()  # nothing of the face is hidden
+    aligner.calls.clear()
+    assert engine(data, tmp_path, mask_kinds=(), chain="any")[0] == counts and not aligner.calls
+    with pytest.raises(DataError, match=r"mask none .* mask flat"):
+        engine(data, tmp_path)
 
 
 # --- stopping, starting, workers and shards ---------------------------------------------------------------------------
@@ -419,7 +485,6 @@ def test_other_settings_are_refused_and_both_named(tmp_path, no_dlib, monkeypatc
     for option, value, was in (("--seed", "3", "seed 0"), ("--image_size", "96", "image_size 64")):
         with pytest.raises(DataError, match=f"{was}.*{option[2:]} {value}.*another --out_dir"):
             run(data, out, option, value)
-    monkeypatch.setitem(step.draw_mask.__globals__["MASK_KINDS"], "cloth", None)
     with pytest.raises(DataError, match=r"mask flat .* mask cloth"):
         process_photos(
             data, [], output_folders(out, "set"), image_size=SIZE, seed=0, predictor_path="", mask_kinds=("cloth",)

@@ -17,7 +17,7 @@ from Data_preprocessing.photo_files import DataError
 from Models import distributed
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.distributed import own_device, process_group
-from Models.training_step import judge
+from Models.training_step import Objective, judge
 
 FRACTIONS = ("triplet_loss", "attention_loss", "attention_iou", "positive_distance", "negative_distance", "hard_share")
 
@@ -107,7 +107,7 @@ def test_an_empty_part_counts_for_nothing_and_leaves_no_statistics():
     before = {key: value.clone() for key, value in model.state_dict().items()}
     batch = {"images": torch.zeros(0, 3, 3, 64, 64, dtype=torch.uint8), "triplet": torch.zeros(0, 3).long(),
              "targets": torch.zeros(0, 3, 1, 64, 64, dtype=torch.uint8)}  # fmt: skip
-    judged = judge(model, batch, margin=0.5, embedding_scale=10.0)
+    judged = judge(model, batch, Objective(margin=0.5, embedding_scale=10.0))
     assert len(judged.triplet.hard) == 0 and judged.attention.shape == (0,) and model.training
     (judged.triplet.loss + judged.attention.sum()).backward()
     assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from config_mask import config
 from Data_preprocessing.photo_files import DataError
-from Models import export_onnx
+from Models import checkpoint, export_onnx
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import plain_config, save_checkpoint
 from Models.export_onnx import export_network, max_difference, noise_and_smooth_faces
@@ -129,8 +129,9 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(hidden, ch
         export_onnx.main(["--checkpoint", str(checkpoint_path)])
 
 
-def test_bad_arguments_are_errors_that_name_them(checkpoint_path, tmp_path):
+def test_bad_arguments_are_errors_that_name_them(checkpoint_path, tmp_path, monkeypatch):
     needs_packages()
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "none")
     with pytest.raises(DataError, match=r"There is no best\.pt"):
         export_onnx.main(["--output_path", str(tmp_path)])
     with pytest.raises(DataError, match=r"no checkpoint .*other\.pt"):

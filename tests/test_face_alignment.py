@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from Data_preprocessing import face_alignment
-from Data_preprocessing.face_alignment import MAX_DETECTION_SIDE, FaceAligner, find_predictor, nearest_centre, to_chip
+from Data_preprocessing.face_alignment import (
+    CHAINS,
+    CNN_SIDES,
+    LENIENT_THRESHOLD,
+    MAX_DETECTION_SIDE,
+    FaceAligner,
+    central_square,
+    find_model,
+    load_cnn,
+    nearest_centre,
+    to_chip,
+)
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.photo_files import DataError, iter_photos, read_photo
 
@@ -34,16 +45,23 @@ def photos(tmp_path_factory):
 
 
 class FakeDetector:
-    """Finds ``boxes`` only when the photo is enlarged as often as ``needs`` says."""
+    """Finds ``boxes`` only when the photo is enlarged as often as ``needs`` says, and ``weak`` (box, score) below."""
 
-    def __init__(self, boxes, needs=0):
-        self.boxes, self.needs, self.calls = boxes, needs, []
+    def __init__(self, boxes, needs=0, weak=()):
+        self.boxes, self.needs, self.weak, self.calls = boxes, needs, weak, []
 
     def __call__(self, photo, upsample):
         import dlib
 
         self.calls.append((photo.shape, upsample))
         return [dlib.rectangle(*box) for box in self.boxes] if upsample >= self.needs else []
+
+    def run(self, photo, upsample, threshold):
+        import dlib
+
+        self.calls.append((photo.shape, threshold))
+        found = [(dlib.rectangle(*box), score) for box, score in self.weak if score >= threshold]
+        return [box for box, _ in found], [score for _, score in found], [0] * len(found)
 
 
 def with_detector(aligner, detector):
@@ -58,20 +76,22 @@ def with_detector(aligner, detector):
 def test_given_model_is_taken_before_the_package(tmp_path):
     given = tmp_path / "model.dat"
     given.touch()
-    assert find_predictor(given) == given
-    packaged = find_predictor(tmp_path / "missing.dat")
+    assert find_model(given) == given
+    packaged = find_model(tmp_path / "missing.dat")
     assert packaged.name == "shape_predictor_68_face_landmarks.dat" and packaged.is_file()
 
 
 def test_missing_model_names_the_download_and_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"http://dlib\.net/files/shape_predictor_68") as caught:
-        find_predictor(tmp_path / "here.dat")
+        find_model(tmp_path / "here.dat")
     assert str(tmp_path / "here.dat") in str(caught.value)
+    with pytest.raises(DataError, match=r"http://dlib\.net/files/mmod_human_face_detector"):
+        find_model(tmp_path / "here.dat", "CNN face detector")
 
 
 def test_damaged_models_are_refused(tmp_path):
-    packaged = find_predictor(tmp_path / "missing.dat")
+    packaged = find_model(tmp_path / "missing.dat")
     cut = tmp_path / "cut.dat"
     with open(packaged, "rb") as file:
         cut.write_bytes(file.read(1_000_000))
@@ -81,6 +101,9 @@ def test_damaged_models_are_refused(tmp_path):
             FaceAligner(cut, SIZE)
     with pytest.raises(DataError, match="5 landmarks"):
         FaceAligner(packaged.with_name("shape_predictor_5_face_landmarks.dat"), SIZE)
+    cut.write_bytes(b"short")
+    with pytest.raises(DataError, match=r"cut\.dat is not a whole face detector"):
+        load_cnn(cut)
 
 
 # --- alignment --------------------------------------------------------------------------------------------------------
@@ -96,6 +119,8 @@ def test_chip_is_dlibs_own(aligner, photos):
         assert face.chip.shape == (SIZE, SIZE, 3) and face.chip.dtype == np.uint8
         assert face.landmarks.shape == (68, 2) and face.landmarks.dtype == np.float32
         assert face.num_faces >= 1 and all(type(edge) is int for edge in face.box)
+        assert face.photo_landmarks.tolist() == [[point.x, point.y] for point in shape.parts()]
+        assert face.photo_landmarks.dtype == np.float32 and face.detector in CHAINS["hog"]
 
 
 def test_landmarks_go_where_dlib_puts_the_pixels(aligner, photos):
@@ -126,7 +151,7 @@ def test_landmarks_agree_with_a_second_prediction_on_the_chip(aligner, photos):
     distances = []
     for photo in photos:
         face = aligner.align(photo)
-        boxes = aligner.detect(face.chip)
+        boxes, _ = aligner.find(face.chip, "hog")
         again = aligner.predictor(face.chip, dlib.rectangle(*nearest_centre(boxes, face.chip.shape)))
         points = np.array([(point.x, point.y) for point in again.parts()])
         distances.append(np.linalg.norm(points - face.landmarks, axis=1).mean())
@@ -177,7 +202,7 @@ def test_the_photo_is_enlarged_only_where_nothing_was_found(aligner, photos):
 
 def test_large_photos_are_searched_on_a_smaller_copy(aligner):
     detector = FakeDetector([(100, 100, 200, 200)])
-    boxes = with_detector(aligner, detector).detect(np.zeros((1000, 2 * MAX_DETECTION_SIDE, 3), np.uint8))
+    boxes, _ = with_detector(aligner, detector).find(np.zeros((1000, 2 * MAX_DETECTION_SIDE, 3), np.uint8), "hog")
     assert detector.calls == [((500, MAX_DETECTION_SIDE, 3), 0)]
     assert boxes == [(200, 200, 400, 400)]
 
@@ -199,6 +224,104 @@ def test_rows_that_are_not_contiguous(aligner, photos):
     np.testing.assert_array_equal(aligner.align(turned).chip, aligner.align(photos[0]).chip)
 
 
+# --- chains of detectors ----------------------------------------------------------------------------------------------
+
+
+class FakeCNN:
+    """Finds a face of 40 x 40 px at (80, 60) in an image whose longer side is at least ``side``."""
+
+    def __init__(self, side):
+        self.side, self.sides = side, []
+
+    def __call__(self, photo, upsample):
+        import dlib
+
+        self.sides.append(max(photo.shape[:2]))
+        found = [dlib.rectangle(80, 60, 120, 100)] if self.sides[-1] >= self.side else []
+        return [type("Face", (), {"rect": rect}) for rect in found]
+
+
+@pytest.fixture
+def blind(aligner):
+    """The aligner with a HOG detector that never finds anything."""
+    return with_detector(aligner, FakeDetector([], needs=9))
+
+
+def test_training_photos_never_load_the_cnn(blind, photos, monkeypatch):
+    monkeypatch.setattr(face_alignment, "load_cnn", lambda path: pytest.fail("loaded"))
+    assert blind.align(photos[0]) is None
+    assert [upsample for _, upsample in blind.detector.calls] == [0, 1]
+
+
+def test_of_unlikely_faces_the_likeliest_counts(aligner, photos):
+    middle, corner, worse = (120, 120, 180, 180), (5, 5, 60, 60), (90, 90, 200, 200)
+    weak = [(middle, -0.3), (corner, -0.1), (worse, LENIENT_THRESHOLD - 0.1)]
+    lenient = with_detector(aligner, FakeDetector([], needs=9, weak=weak))
+    assert lenient.find(photos[0], "full") == ([corner], "hog lenient")
+    assert lenient.find(photos[0], "full", inside=(100, 100, 200, 200)) == ([middle], "hog lenient")
+    assert lenient.find(photos[0], "hog") == ([], "")
+
+
+@pytest.mark.parametrize("side", CNN_SIDES)
+def test_the_cnn_looks_at_larger_copies_until_it_finds_a_face(blind, monkeypatch, side):
+    cnn = FakeCNN(side)
+    monkeypatch.setattr(face_alignment, "load_cnn", lambda path: cnn)
+    face = blind.align(np.zeros((300, 400, 3), np.uint8), chain="full")
+    assert cnn.sides == [tried for tried in CNN_SIDES if tried <= side]
+    assert face.detector == "cnn" and face.num_faces == 1
+    scale = 400 / side
+    width = scale * 40
+    np.testing.assert_allclose(
+        np.array(face.box) / width, (np.array([80, 60, 120, 100]) * scale + 0.07 * width) / width, atol=0.1
+    )
+    cnn.side = 10_000
+    assert blind.align(np.zeros((300, 400, 3), np.uint8), chain="full") is None
+
+
+def test_only_a_face_in_the_given_box_counts(aligner, photos, monkeypatch):
+    """Another person, whom an earlier detector finds, is not taken for the one who is looked for."""
+    here, there = (10, 10, 60, 60), (100, 100, 180, 180)
+    cnn = FakeCNN(0)
+    monkeypatch.setattr(face_alignment, "load_cnn", lambda path: cnn)
+    seeing = with_detector(aligner, FakeDetector([here, there]))
+    assert seeing.find(photos[0], "full") == ([here, there], "hog")
+    assert seeing.find(photos[0], "full", inside=(90, 90, 190, 190)) == ([there], "hog")
+    scale = max(photos[0].shape[:2]) / CNN_SIDES[0]
+    unseen = tuple(round(value * scale) for value in (70, 60, 130, 120))
+    boxes, detector = with_detector(aligner, FakeDetector([here])).find(photos[0], "full", inside=unseen)
+    assert detector == "cnn" and len(boxes) == 1
+    assert seeing.find(photos[0], "hog", inside=(0, 0, 5, 5)) == ([], "")
+
+
+def test_a_whole_image_is_a_chip_already(blind, aligner, photos, monkeypatch):
+    """What was cut out upright before comes back as it is, with its landmarks in place, even where nothing is found."""
+    monkeypatch.setattr(face_alignment, "load_cnn", lambda path: FakeCNN(10_000))
+    for photo in photos[:4]:
+        known = aligner.align(photo)
+        again = blind.align(known.chip, chain="any")
+        assert again.detector == "whole image" and again.num_faces == 1
+        np.testing.assert_array_equal(again.chip, known.chip)
+        np.testing.assert_allclose(again.landmarks, again.photo_landmarks, atol=1e-3)
+        assert np.linalg.norm(again.landmarks - known.landmarks, axis=1).mean() < 0.04 * SIZE
+    assert central_square((100, 60, 3)) == (-20, 0, 79, 99)
+    face = blind.align(np.full((100, 60, 3), 200, np.uint8), chain="any")
+    assert (face.chip[:, : SIZE // 5 - 3] == 0).all() and (face.chip[2:-2, SIZE // 2] == 200).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 90, 3), (300, 1, 3), (20, 200, 3)])
+def test_any_photo_is_taken_as_a_whole_image(aligner, shape):
+    assert aligner.align(np.zeros(shape, np.uint8), chain="any").chip.shape == (SIZE, SIZE, 3)
+
+
+def test_the_real_cnn_puts_its_box_where_hog_does(aligner, photos, blind):
+    for photo in photos[:2]:
+        known, found = aligner.align(photo), blind.align(photo, chain="full")
+        assert found.detector == "cnn"
+        width = known.box[2] - known.box[0]
+        assert abs(np.subtract(found.box, known.box)).max() < 0.3 * width
+        assert np.linalg.norm(found.landmarks - known.landmarks, axis=1).mean() < 0.05 * SIZE
+
+
 # --- real photographs -------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +333,15 @@ def test_real_photographs(aligner):
     for face in filter(None, faces):
         eyes = face.landmarks[36:48].mean(axis=0)
         assert abs(eyes - (0.5 * SIZE, 0.33 * SIZE)).max() < 0.2 * SIZE
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not here")
+def test_a_face_behind_a_real_mask(aligner):
+    photo = read_photo(REAL / "real_masks" / "008.jpg")
+    assert aligner.align(photo) is None
+    face = aligner.align(photo, chain="full")
+    eyes = face.landmarks[36:48].mean(axis=0)
+    assert face.detector == "hog lenient" and abs(eyes - (0.5 * SIZE, 0.33 * SIZE)).max() < 0.1 * SIZE
 
 
 def test_importing_the_module_does_not_import_dlib():

@@ -14,7 +14,9 @@ from Data_loader import Data_loader_facenet_mask as loaders
 from Data_loader import lfw_pairs
 from Data_loader.lfw_pairs import find_photos, prepare_pairs, read_pairs
 from Data_preprocessing.Image_processing import ManifestRow
+from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import DataError
+from Data_preprocessing.photo_images import NO_MASKED_FACE
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "faces"
@@ -158,10 +160,14 @@ def calls(monkeypatch):
         for source in photos:
             face = source.rsplit(".", 1)[0] + ".jpg"
             status = {"Bob/Bob_0003.jpg": "no_face", "Dan/Dan_0001.jpg": "unreadable"}.get(source, "ok")
+            hidden = options.get("realign") and source == "Cyd/Cyd_0002.jpg"
+            status, reason = ("no_face", NO_MASKED_FACE) if hidden else (status, "")
             for folder, colour in ((outputs.face_notmask, 200), (outputs.face_mask, 50)):
                 (folder / face).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(folder / face), np.full((image_size, image_size, 3), colour + len(rows), np.uint8))
-            rows[source] = ManifestRow(source, face, status, "", 1, None, None, "flat", None, seed, image_size, 0, 0)
+            rows[source] = ManifestRow(
+                source, face, status, reason, 1, None, None, "flat", None, seed, image_size, 0, 0
+            )
         outputs.manifest.touch()
 
     monkeypatch.setattr(lfw_pairs, "process_photos", process_photos)
@@ -188,10 +194,10 @@ def config(tmp_path):
     }
 
 
-def prepare(config, **changes):
+def prepare(config, suite="flat", as_is=False, **changes):
     config = {**config, **changes}
     keys = ("LFW_pairs", "LFW_data_path", "cache_path", "image_size", "seed", "predictor_path")
-    return prepare_pairs(*(config[key] for key in keys), workers=1)
+    return prepare_pairs(*(config[key] for key in keys), workers=1, suite=suite, as_is=as_is)
 
 
 def test_usable_pairs_keep_their_folds_and_the_others_are_counted(config, calls):
@@ -213,6 +219,34 @@ def test_each_photo_of_the_pairs_is_aligned_once_into_its_own_cache(config, call
     assert pairs.face_mask == tmp_path / "cache" / "photos-64px-seed0" / "test_face_mask"
     other = prepare(config, image_size=80, seed=3)
     assert other.face_mask == tmp_path / "cache" / "photos-80px-seed3" / "test_face_mask"
+
+
+def test_each_suite_has_its_own_cache_and_tells_how_masks_are_made(config, calls, tmp_path):
+    wanted = {
+        "flat": ("photos-64px-seed0", {}),
+        "kinds": ("photos-64px-seed0-kinds", {"mask_kinds": ALL_KINDS}),
+        "realigned": ("photos-64px-seed0-realigned", {"mask_kinds": ALL_KINDS, "realign": True}),
+    }
+    for suite, (folder, options) in wanted.items():
+        pairs = prepare(config, suite)
+        assert pairs.face_mask == tmp_path / "cache" / folder / "test_face_mask"
+        assert {key: calls[-1].get(key) for key in ("mask_kinds", "realign", "chain")} == {
+            "mask_kinds": None, "realign": None, "chain": None, **options
+        }  # fmt: skip
+    with pytest.raises(DataError, match="test_masks = 'velvet': must be one of flat, kinds, realigned"):
+        prepare(config, "velvet")
+
+
+def test_faces_not_found_behind_their_masks_are_counted_by_themselves(config, calls):
+    pairs = prepare(config, "realigned")
+    assert pairs.skipped == {"no face found": 2, "unreadable photo": 1, "missing photo": 1, "masked face not found": 1}
+    assert pairs.index.tolist() == [[0, 1], [0, 2], [3, 4]] and pairs.fold.tolist() == [0, 0, 1]
+
+
+def test_really_masked_photos_are_their_own_masked_faces(config, calls, tmp_path):
+    pairs = prepare(config, as_is=True)
+    assert pairs.face_mask == pairs.face_notmask == tmp_path / "cache" / "photos-64px-seed0-as_is" / "test_face_notmask"
+    assert calls[0]["mask_kinds"] == () and calls[0]["chain"] == "any"
 
 
 def test_people_trained_on_are_left_out(config, calls):
@@ -280,6 +314,8 @@ def test_sets_are_built_only_where_named(config, calls):
     for key in other:
         with pytest.raises(DataError, match="give both, or neither"):
             loaders.NOTLFWestMask_dataloader({**config, **other, key: None})
+    masked = loaders.LFWestMask_dataloader({**config, "test_masks": "realigned"}).pairs
+    assert masked.face_mask.parent.name == "photos-64px-seed0-realigned" and len(masked.index) == 3
     with pytest.raises(DataError, match="no pair is left"):
         loaders.LFWestMask_dataloader(config, ["Ann_Lee", "Cyd"])
 
@@ -316,3 +352,39 @@ def test_real_pairs_are_aligned_once_and_then_need_no_dlib(tmp_path):
     again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
     assert again.stdout.split()[-1] == str(len(pairs.index))
     assert {path: path.stat().st_mtime_ns for path in faces} == times
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not here")
+def test_real_suites_share_their_unmasked_faces_and_the_masked_ones_differ(tmp_path):
+    lines = (REAL / "LFW_pairs.txt").read_text().splitlines()
+    (tmp_path / "pairs.txt").write_text("\n".join(["1\t3", *lines[1:4], *lines[301:304]]))
+    config = {
+        **defaults,
+        "LFW_data_path": str(REAL / "lfw"),
+        "LFW_pairs": str(tmp_path / "pairs.txt"),
+        "cache_path": str(tmp_path / "cache"),
+        "image_size": SIZE,
+    }
+    flat, kinds, realigned = (prepare(config, suite) for suite in ("flat", "kinds", "realigned"))
+    assert flat.faces == kinds.faces and len(realigned.faces) >= 6 and set(realigned.faces) <= set(flat.faces)
+    for face in realigned.faces:
+        unmasked = {(pairs.face_notmask / face).read_bytes() for pairs in (flat, kinds, realigned)}
+        assert len(unmasked) == 1
+        drawn, moved = (cv2.imread(str(pairs.face_mask / face)).astype(float) for pairs in (kinds, realigned))
+        assert (drawn != moved).any()
+        assert abs(drawn - moved).mean() < 45  # the same face, mask and all: only aligned otherwise
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not here")
+def test_really_masked_photos_are_all_used(tmp_path):
+    """Found behind the mask (008), or taken whole (000: its faces are too small for every detector)."""
+    for person, number, photo in (("A", 1, "008"), ("A", 2, "054"), ("B", 1, "000")):
+        (tmp_path / "masked" / person).mkdir(parents=True, exist_ok=True)
+        link = tmp_path / "masked" / person / f"{person}_{number:04d}.jpg"
+        link.symlink_to(REAL / "real_masks" / f"{photo}.jpg")
+    (tmp_path / "pairs.txt").write_text("A\t1\t2\nA\t1\tB\t1\n")
+    paths = tmp_path / "pairs.txt", tmp_path / "masked", tmp_path / "cache"
+    for _ in range(2):
+        pairs = prepare_pairs(*paths, SIZE, 0, "none", workers=1, as_is=True)
+        assert len(pairs.index) == 2 and pairs.skipped == {} and pairs.face_mask == pairs.face_notmask
+        assert all((pairs.face_mask / face).is_file() for face in pairs.faces)

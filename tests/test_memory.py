@@ -6,34 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import tiny_network
 from torch import nn
 
 import train_maskV9
 from config_mask import check_config, config
 from Data_preprocessing.photo_files import DataError
-from Models import training_run
+from Models import training_run, training_setup
 from Models.CBAM_Face_attention_Resnet import build_model, frozen_statistics
 from Models.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Models.training_run import TrainingRun
 
 STATM = Path("/proc/self/statm")
 CPU = torch.device("cpu")
-
-
-class TinyNetwork(nn.Module):
-    """Takes and gives what V9 does."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU())
-        self.attention = nn.Conv2d(8, 1, 1)
-        self.embedding = nn.Linear(8, 16)
-
-    def forward(self, images, return_logits=False):
-        features = self.trunk(images.float() / 127.5 - 1)
-        logits = self.attention(features)
-        embedding = nn.functional.normalize(self.embedding(features.mean(dim=(2, 3))), dim=1)
-        return embedding, logits if return_logits else logits.sigmoid()
 
 
 def resident_mb():
@@ -46,7 +31,7 @@ def test_no_memory_is_kept_over_epochs(drawn_options, tmp_path, monkeypatch):
     """60 epochs of the script on a tiny network, with checkpoints and, as they take longest, every tenth picture."""
     draw, drawings = training_run.plot_roc, itertools.count()
     monkeypatch.setattr(training_run, "plot_roc", lambda *a, **k: next(drawings) % 10 or draw(*a, **k))
-    monkeypatch.setattr(train_maskV9, "build_network", lambda config: TinyNetwork())
+    monkeypatch.setattr(training_setup, "build_network", tiny_network)
     resident, save = [], TrainingRun.save
     monkeypatch.setattr(TrainingRun, "save", lambda *args: (save(*args), resident.append(resident_mb())))
     options = ["--epochs", "60", "--save_every", "100", "--train_batch_size", "4", "--num_train_triplets", "8"]

@@ -7,7 +7,7 @@ import torch
 from test_train_maskV9 import read_metrics, train
 from torch import nn
 
-from Models.training_step import pack_hard_triplets
+from Models.training_step import Objective, pack_hard_triplets
 from train_maskV9 import train_one_epoch
 
 
@@ -41,8 +41,14 @@ class Loader(list):
 def run(batches, pack_to, rate=1e-6):
     model = Network()
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    settings = {"margin": 0.5, "embedding_scale": 1.0, "attention_weight": 1.0}
-    figures = train_one_epoch(model, Loader(batches), optimizer, torch.device("cpu"), pack_to=pack_to, **settings)
+    figures = train_one_epoch(
+        model,
+        Loader(batches),
+        optimizer,
+        torch.device("cpu"),
+        Objective(margin=0.5, embedding_scale=1.0),
+        pack_to=pack_to,
+    )
     return model, figures
 
 
@@ -79,8 +85,8 @@ def test_a_triplet_that_became_easy_makes_no_step():
     model = Network()
     batches = Loader([triplets([1, 1, 1])])
     optimizer = torch.optim.SGD(model.parameters(), lr=1 / 8)
-    settings = {"margin": -0.5, "embedding_scale": 1.0, "attention_weight": 1.0}
-    figures = train_one_epoch(model, batches, optimizer, torch.device("cpu"), pack_to=2, **settings)
+    objective = Objective(margin=-0.5, embedding_scale=1.0)
+    figures = train_one_epoch(model, batches, optimizer, torch.device("cpu"), objective, pack_to=2)
     assert figures["hard_triplets"] == 3 and figures["trained_triplets"] == 2
 
 
@@ -104,7 +110,7 @@ def packed_run(drawn_options, tmp_path_factory):
 
 def test_the_script_counts_screened_and_trained_triplets(packed_run):
     (row,) = read_metrics(packed_run["metrics"])
-    assert list(row)[-2:] == ["screened_triplets", "trained_triplets"]
+    assert list(row)[-3:-1] == ["screened_triplets", "trained_triplets"]
     assert row["screened_triplets"] == "24" and 0 < int(row["trained_triplets"]) <= int(row["hard_triplets"])
     log = (packed_run["metrics"].parent / "train.log").read_text()
     assert f"screened 24, trained {row['trained_triplets']}" in log

@@ -20,6 +20,7 @@ from Losses.Triplet_loss import hard_triplet_loss
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import load_checkpoint, restore_optimizer
 from Models.optimizer import make_optimizer, scheduled_rate, set_learning_rate
+from Models.training_step import Hard, Judged, Objective
 from train_maskV9 import train_one_epoch
 
 FIRST_COLUMNS = (
@@ -55,7 +56,7 @@ def test_a_run_writes_what_the_readme_says(two_epochs):
     written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     assert written == {
         *(f"Model_training_checkpoints/{run}/{name}.pt" for name in ("last", "best", "epoch_001", "epoch_002")),
-        *(f"logs/{run}/{name}" for name in ("config.json", "metrics.csv", "train.log")),
+        *(f"logs/{run}/{name}" for name in ("config.json", "metrics.csv", "run.json", "train.log")),
         *(f"ROC_images/{run}/lfw_epoch_{epoch:03d}.png" for epoch in (1, 2)),
     }
     with open(result["metrics"], newline="") as file:
@@ -206,9 +207,7 @@ def stub_loader(*pixels):
 
 def run_stub(model, loader):
     optimizer = make_optimizer("sgd", model.parameters())
-    return train_one_epoch(
-        model, loader, optimizer, torch.device("cpu"), margin=0.5, embedding_scale=1.0, attention_weight=1.0
-    )
+    return train_one_epoch(model, loader, optimizer, torch.device("cpu"), Objective(margin=0.5, embedding_scale=1.0))
 
 
 def test_no_hard_triplet_no_step():
@@ -228,11 +227,17 @@ def test_a_non_finite_loss_names_the_files():
         run_stub(Stub(float("nan")), stub_loader((1, 1), (1, 2), (3, 1)))
 
 
+def batch_of(triplet):
+    """What judge and find_hard say of a batch whose triplets have these losses and distances."""
+    num, images = int(triplet.hard.sum()), 3 * len(triplet.hard)
+    judged = Judged(triplet, rows=None, attention=None, teacher=None, logits=None)
+    return judged, Hard(triplet.hard.nonzero().squeeze(1), num, num, images, images)
+
+
 def test_collapse_is_detected():
     def collapsed(embeddings):
         tally = Tally(embedding_scale=10)
-        triplet = hard_triplet_loss(*embeddings, margin=0.5)
-        tally.add_triplets(triplet, int(triplet.hard.sum()))
+        tally.add_triplets(*batch_of(hard_triplet_loss(*embeddings, margin=0.5)))
         return tally.figures(seconds=1.0)["collapsed"]
 
     rng = np.random.default_rng(0)
@@ -249,8 +254,9 @@ def test_the_epoch_loss_is_the_mean_over_hard_triplets():
         for loss, hard in ((2.0, 1), (1.0, 3), (0.0, 0))
     ]  # fmt: skip
     for triplet in triplets:
-        tally.add_triplets(triplet, int(triplet.hard.sum()))
-        tally.add_losses(triplet.loss, None, int(triplet.hard.sum()), num_trained=4 if triplet.hard.any() else 0)
+        judged, hard = batch_of(triplet)
+        tally.add_triplets(judged, hard)
+        tally.add_losses(judged, hard, None)
     figures = tally.figures(seconds=2.0)
     assert figures["triplet_loss"] == pytest.approx((2 * 1 + 1 * 3) / 4)
     assert figures["hard_share"] == pytest.approx(4 / 12) and figures["images_per_second"] == pytest.approx(18)

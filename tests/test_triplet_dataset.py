@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from config_mask import config as defaults
+from Data_loader.batch_sampler import TripletBatchSampler
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
 from Data_loader.Data_loader_facenet_notmask import V9_train_dataloader as V9_notmask_dataloader
 from Data_loader.triplet_dataset import (
@@ -13,7 +14,6 @@ from Data_loader.triplet_dataset import (
     FaceLoader,
     FaceNames,
     TrainDataset,
-    TripletBatchSampler,
     check_files,
     read_face,
     read_target,

@@ -150,3 +150,55 @@ def test_picture_is_written_and_no_figure_stays_open(tmp_path, monkeypatch):
     assert names == ["0.png", "1.png", "2.png", "ROC_images/V9_masked_7.png"]
     assert (tmp_path / "0.png").read_bytes().startswith(b"\x89PNG")
     assert plt.get_fignums() == []
+
+
+# --- degenerate inputs -----------------------------------------------------------------------------------------------
+
+LABELS = np.tile([True, False], 60)
+DEGENERATE = {
+    "all distances equal": np.ones(120),
+    "two distances only": np.repeat([0.5, 1.0], 60),
+    "all same pairs nearer": np.where(LABELS, 0.1, 0.9),
+    "all same pairs farther": np.where(LABELS, 0.9, 0.1),
+    "ties across the classes": np.random.default_rng(0).integers(0, 4, 120) / 4,
+    "zeros": np.zeros(120),
+    "huge and tiny": np.where(LABELS, 1e-300, 1e300),
+    "neighbouring floats": np.where(LABELS, 1.0, np.nextafter(1.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_distances_equal_scikit_learn_and_the_slow_loop(name):
+    distances, folds = DEGENERATE[name], np.repeat([0, 1, 2], 40)
+    result = evaluate_lfw(distances, LABELS, pltshow=False, folds=folds, far_target=0.1)
+    wanted = roc_curve(LABELS, -distances, drop_intermediate=False)
+    np.testing.assert_array_equal(result.false_positive_rate, wanted[0])
+    np.testing.assert_array_equal(result.true_positive_rate, wanted[1])
+    assert result.roc_auc == pytest.approx(roc_auc_score(LABELS, -distances), abs=1e-12)
+    slow = slow_lfw(distances, LABELS, folds, far_target=0.1)
+    for key, figures in (("precision", result.precision), ("recall", result.recall), ("accuracy", result.accuracy),
+                         ("tar", result.tar), ("far", result.far)):  # fmt: skip
+        np.testing.assert_allclose(figures, slow[key], rtol=0, atol=1e-12)
+    assert 0 <= equal_error_rate(result.true_positive_rate, result.false_positive_rate) <= 1
+
+
+@pytest.mark.parametrize("far_target", [0.0, 1e-9])
+def test_a_far_target_out_of_reach_accepts_no_different_pair(far_target):
+    distances, labels, folds = pairs(num=300, folds=[0, 1, 2])
+    result = evaluate_lfw(distances, labels, pltshow=False, far_target=far_target, folds=folds)
+    slow = slow_lfw(distances, labels, folds, far_target)
+    np.testing.assert_allclose(result.tar, slow["tar"], rtol=0, atol=1e-12)
+    # no threshold at all is allowed where the nearest pair of all is a different one
+    nearest_is_different = np.where(labels, distances + 1, distances)
+    result = evaluate_lfw(nearest_is_different, labels, pltshow=False, far_target=far_target, folds=folds)
+    assert result.tar.max() == 0 and result.far.max() == 0
+    summary, _ = summarise(distances, labels, folds)
+    assert summary["tar_1e-3"] is None  # 100 different pairs do not resolve it: no figure, not a wrong one
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_distance_that_is_not_finite_refuses_the_score(value):
+    distances, labels, folds = pairs(num=120, folds=[0, 1])
+    distances[77] = value
+    with pytest.raises(DataError, match=r"1 of 120 distances are not finite .first: pair 77."):
+        summarise(distances, labels, folds)

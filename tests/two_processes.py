@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.distributed import gather_rows, is_main, main_first, parallel, process_group, rank, world_size
+from Models.training_step import Objective
 from train_maskV9 import train_one_epoch
 
 MARGIN = 3.0  # so that of random pictures most triplets are hard
@@ -54,10 +55,11 @@ def run(sizes: list[int], easy_from: int | None = None, **options: object) -> di
     """Train an epoch; its figures, the sum over the weights, and whether every weight got a gradient."""
     net = network()
     model, optimizer = parallel(net), torch.optim.SGD(net.parameters(), lr=1e-4)
-    settings = {"margin": MARGIN, "embedding_scale": 10.0, "attention_weight": 1.0, **options}
+    objective = Objective(margin=MARGIN, embedding_scale=10.0)
     mean_target = torch.full((1, 1, 64, 64), 0.5)
     loader = Loader(batches(sizes, easy_from))
-    figures = train_one_epoch(model, loader, optimizer, torch.device("cpu"), mean_target=mean_target, **settings)
+    device = torch.device("cpu")
+    figures = train_one_epoch(model, loader, optimizer, device, objective, mean_target=mean_target, **options)
     weights = sum(float(weight.detach().double().abs().sum()) for weight in net.parameters())
     gradients = [weight.grad is not None for weight in net.parameters()]
     return {**figures, "weights": weights, "stepped": all(gradients)}

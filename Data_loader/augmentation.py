@@ -1,0 +1,132 @@
+"""How a training face is shown: with the mask it has or a new one, turned, shifted, mirrored, in another light.
+
+The recipe shows every face as it was prepared; all of this is off there.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from Data_preprocessing.mask_drawing import draw_attention_target, draw_mask, random_mask
+
+# At jitter = 1, the deviations measured between the alignment of 141 LFW photos and that of the same photos with drawn
+# masks of all kinds, detected and aligned anew: degrees; share; shares of the width to the right and down.
+ROTATION, SCALE, SHIFT = 3.5, 0.10, (0.02, 0.045)
+UNMASKED_JITTER = 0.3  # share of it for a face without mask, which is aligned more exactly
+# at photo_jitter = 1: deviations of brightness (grey levels), of the logarithm of contrast and of each colour's gain
+BRIGHTNESS, CONTRAST, COLOUR = 25.0, 0.25, 0.06
+BLUR, GREY = 0.4, 0.1  # shares of the faces that lose sharpness, and all colour
+
+
+class Augmentation(NamedTuple):
+    """The config's keys of the same names; the defaults change nothing."""
+
+    masks: str = "stored"  # or new: drawn anew, from the landmarks
+    mask_kinds: tuple[str, ...] = ("flat",)
+    unmasked_share: float = 0.0
+    flip: bool = False
+    jitter: float = 0.0
+    photo_jitter: float = 0.0
+
+    @property
+    def changes(self) -> bool:
+        """False if every face is shown as it was prepared."""
+        return self != Augmentation(mask_kinds=self.mask_kinds)
+
+    def unmasked(self, rng: np.random.Generator) -> bool:
+        """Whether the next face is shown without a mask."""
+        return self.unmasked_share > 0 and rng.random() < self.unmasked_share
+
+
+def of_config(config: dict) -> Augmentation:
+    """The Augmentation that a config describes."""
+    return Augmentation(
+        masks=config["masks"],
+        mask_kinds=tuple(config["mask_kinds"]),
+        unmasked_share=config["unmasked_share"],
+        flip=config["flip"],
+        jitter=config["jitter"],
+        photo_jitter=config["photo_jitter"],
+    )
+
+
+def random_numbers(seed: int, draw: int, place: int) -> np.random.Generator:
+    """The random numbers of one image: a function of the seed, the triplet's number since the run's beginning and the
+    image's place in it (0 to 2); not of the process that shows it, nor of what was shown before."""
+    return np.random.default_rng((seed, draw, place))
+
+
+def new_mask(
+    face: np.ndarray, landmarks: np.ndarray, unmasked: bool, kinds: tuple[str, ...], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a mask on a face, or leave it bare.
+
+    Args:
+        face: (S, S, 3) uint8 RGB, without a mask.
+        landmarks: (68, 2) in its pixels.
+
+    Returns:
+        (S, S, 3) uint8 RGB, and its attention target (S, S) uint8 0 or 255: the face above the mask; without a mask
+        the whole face.
+    """
+    choice = None if unmasked else random_mask(rng, kinds)
+    target = draw_attention_target(landmarks, len(face), choice)
+    return (face if choice is None else draw_mask(face, landmarks, choice)), target
+
+
+def change(
+    face: np.ndarray, target: np.ndarray | None, how: Augmentation, rng: np.random.Generator, unmasked: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mirror, move and relight a face, and its attention target with it where there is one.
+
+    Args:
+        face: (S, S, 3) uint8 RGB. target: (S, S) uint8 0 or 255.
+        unmasked: the face wears no mask.
+
+    Returns:
+        The same shapes and dtypes; the target stays 0 or 255.
+    """
+    if unmasked:
+        how = how._replace(jitter=how.jitter * UNMASKED_JITTER)
+    matrix = similarity(len(face), how, rng)
+    if matrix is not None:
+        size = face.shape[1::-1]
+        face = cv2.warpAffine(face, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if target is not None:
+            target = cv2.warpAffine(target, matrix, size, flags=cv2.INTER_NEAREST)
+    if how.photo_jitter:
+        face = relight(face, how.photo_jitter, rng)
+    return face, target
+
+
+def similarity(size: int, how: Augmentation, rng: np.random.Generator) -> np.ndarray | None:
+    """(2, 3) float64 matrix of a random turn, scale and shift about the middle of a ``size`` px square, and of the
+    mirror image half the time; None where nothing moves."""
+    mirrored = how.flip and rng.random() < 0.5
+    if not (mirrored or how.jitter):
+        return None
+    turn, grow, right, down = rng.normal(0, how.jitter, 4)
+    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), turn * ROTATION, float(np.exp(grow * SCALE)))
+    matrix[:, 2] += np.array([right, down]) * SHIFT * size
+    if mirrored:
+        matrix[0] = -matrix[0]
+        matrix[0, 2] += size - 1
+    return matrix
+
+
+def relight(face: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Another exposure, contrast, white balance and, for some faces, sharpness or no colour: as other cameras do it."""
+    brightness, contrast = rng.normal(0, strength, 2) * (BRIGHTNESS, CONTRAST)
+    gains = np.exp(contrast + rng.normal(0, strength * COLOUR, 3))
+    blurred, grey = rng.random(2) < strength * np.array([BLUR, GREY])
+    if grey:
+        face = cv2.cvtColor(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        gains[:] = np.exp(contrast)
+    if blurred:
+        # to a half of the resolution at most, and back: a small or distant photo
+        share = rng.uniform(0.5, 0.9)
+        small = cv2.resize(face, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+        face = cv2.resize(small, face.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    levels = (np.arange(256)[:, None] - 127.5) * gains + 127.5 + brightness
+    return cv2.LUT(face, np.clip(np.round(levels), 0, 255).astype(np.uint8)[None])

@@ -1,0 +1,62 @@
+"""One photo -> its masked face, its aligned face and its attention target. What that depends on: ``Settings``."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from Data_preprocessing.face_alignment import FaceAligner
+from Data_preprocessing.manifest import ManifestRow, OutputFolders
+from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
+
+NO_FACE, NO_MASKED_FACE = "dlib's detector finds no face", "masked face not found"  # a row's reasons
+NO_MASK, NO_COLOUR = "none", (0, 0, 0)  # a row's kind and colour where no mask is drawn
+
+
+class Settings(NamedTuple):
+    """What the results depend on and where they go; the last four as in ``align_photos.process_photos``."""
+
+    data_path: Path
+    outputs: OutputFolders
+    image_size: int
+    seed: int
+    predictor_path: str | Path
+    mask_kinds: tuple[str, ...] = ("flat",)
+    check_content: bool = False
+    chain: str = "hog"
+    realign: bool = False
+
+    def mask(self, source: str) -> MaskChoice | None:
+        """The mask of the photo 'person/file'; None where no mask is drawn."""
+        return choose_mask(self.seed, source, self.mask_kinds) if self.mask_kinds else None
+
+
+def align_and_mask(
+    photo: np.ndarray, row: ManifestRow, settings: Settings, aligner: FaceAligner
+) -> tuple[ManifestRow, tuple[np.ndarray, ...] | None]:
+    """The photo's completed row (without ``face``) and its images: masked face, aligned face, attention target.
+
+    ``photo`` is (H, W, 3) uint8 RGB. The images are None where no face is found.
+    """
+    aligned = aligner.align(photo, chain=settings.chain)
+    if aligned is None:
+        return row._replace(status="no_face", reason=NO_FACE), None
+    # the mask is drawn from the very landmarks that the manifest holds, so that it can be drawn again from there
+    landmarks = np.round(aligned.landmarks.astype(np.float64), 2).astype(np.float32)
+    mask = settings.mask(row.source)
+    masked = aligned.chip
+    if mask and settings.realign:
+        # the photo may show others, without masks: only the same face counts
+        masked_photo = draw_mask(photo, aligned.photo_landmarks, mask)
+        again = aligner.align(masked_photo, chain="full", inside=aligned.box)
+        if again is None:
+            return row._replace(status="no_face", reason=NO_MASKED_FACE), None
+        masked = again.chip
+    elif mask:
+        masked = draw_mask(aligned.chip, landmarks, mask)
+    target = draw_attention_target(landmarks, settings.image_size, mask)
+    row = row._replace(
+        status="ok", reason="", num_faces=aligned.num_faces, landmarks=landmarks, box=white_box(target),
+        kind=mask.kind if mask else NO_MASK, colour=mask.colour if mask else NO_COLOUR,
+    )  # fmt: skip
+    return row, (masked, aligned.chip, target)

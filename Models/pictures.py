@@ -1,0 +1,203 @@
+"""Pictures of what a network does: two faces compared, the hardest pairs, distances, learning curves."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from Data_preprocessing.face_alignment import Box
+from Data_preprocessing.photo_files import DataError, file_errors, replacing
+from Models.mask_head import read_faces
+
+HARDEST = 8  # pairs of each kind on a sheet
+SHEET_PAIRS = 4  # side by side
+OVERLAY = {"cmap": "turbo", "alpha": 0.45, "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
+# panel -> columns of metrics.csv and how they are called; whether on a logarithmic scale
+CURVES = {
+    "loss": ({"triplet_loss": "triplet", "attention_loss": "attention", "teacher_loss": "teacher"}, False),
+    "hard triplets": ({"hard_triplets": "number in the epoch"}, False),
+    "distance in training": ({"positive_distance": "d(a,p)", "negative_distance": "d(a,n)"}, False),
+    "AUC": ({f"{protocol}_auc": protocol for protocol in ("unmasked", "masked", "cross")}, False),
+    "learning rate": ({"learning_rate": "of the schedule", "decayed_rate": "after the optimizer's decay"}, True),
+    "attention IoU": ({"attention_iou": "network", "attention_iou_constant": "one constant map"}, False),
+}
+
+
+class ShownFace(NamedTuple):
+    """photo: (H, W, 3) uint8 RGB. box: of the face, photo pixels. chip: (S, S, 3) uint8 RGB, the aligned face.
+    attention: (h, w) float 0..1 over the chip, or None. caption: one line or two."""
+
+    photo: np.ndarray
+    box: Box
+    chip: np.ndarray
+    attention: np.ndarray | None
+    caption: str
+
+
+@contextmanager
+def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of ``width`` x ``height`` inches that is written to ``path`` as PNG, whole, at the end of the block.
+
+    It is no pyplot figure: nothing stays open. Raises DataError where it cannot be written.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with file_errors(path), replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def show_face(axes, chip: np.ndarray, attention: np.ndarray | None) -> None:
+    """Draw a (S, S, 3) uint8 face, the (h, w) attention 0..1 over it: blue 0, red 1."""
+    axes.imshow(chip)
+    if attention is not None:
+        axes.imshow(attention, extent=(-0.5, chip.shape[1] - 0.5, chip.shape[0] - 0.5, -0.5), **OVERLAY)
+    axes.set_axis_off()
+
+
+def plot_comparison(first: ShownFace, second: ShownFace, title: str, path: str | Path) -> None:
+    """Write one PNG: a row for each photo with the face's box, the aligned face, and what the network looks at."""
+    with saved_figure(path, 9, 6.6) as figure:
+        figure.suptitle(title)
+        rows = figure.subplots(2, 3)
+        for row, face in zip(rows, (first, second), strict=True):
+            left, top, right, bottom = face.box
+            row[0].imshow(face.photo)
+
+            row[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="lime", lw=2))
+            row[0].set_title(face.caption, fontsize=9)
+            show_face(row[1], face.chip, None)
+            row[1].set_title("aligned", fontsize=9)
+            if face.attention is not None:
+                show_face(row[2], face.chip, face.attention)
+                row[2].set_title("attention: blue 0, red 1", fontsize=9)
+            for axes in row:
+                axes.set_axis_off()
+
+
+def hardest_pairs(distances: np.ndarray, is_same: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the pairs of strangers that lie nearest (nearest first), and of one person that lie farthest (first)."""
+    order = np.argsort(distances, kind="stable")
+    return order[~is_same[order]][:count], order[is_same[order]][::-1][:count]
+
+
+def write_pictures(
+    network: torch.nn.Module,
+    test_set,
+    distances: dict[str, np.ndarray],
+    protocols: dict[str, tuple[str, str]],
+    folder: str | Path,
+    device: torch.device,
+) -> None:
+    """Into ``folder``: distances.png, and for each protocol false_accepts_<protocol>.png and false_rejects_....png.
+
+    Args:
+        test_set: a lfw_pairs.TestSet.
+        distances: {protocol: (P,)} of its pairs.
+        protocols: {protocol: (side of a pair's first face, of its second)}, sides 'unmasked' and 'masked'.
+    """
+    pairs = test_set.pairs
+    plot_distances(distances, pairs.is_same, Path(folder, "distances.png"))
+    for protocol, sides in protocols.items():
+        kinds = ("false_accepts", "false_rejects")
+        for kind, rows in zip(kinds, hardest_pairs(distances[protocol], pairs.is_same, HARDEST), strict=True):
+            chips, attention = [], []
+            for place, side in enumerate(sides):
+                images = getattr(test_set, side).dataset.batch(pairs.index[rows, place].tolist())
+                read = read_faces(network, [images], device)
+                chips.append(images.numpy().transpose(0, 2, 3, 1))
+                attention.append([None] * len(rows) if read.attention is None else read.attention)
+            names = [" / ".join(dict.fromkeys(pairs.people[row])).replace("_", " ") for row in rows]
+            captions = [f"{distances[protocol][row]:.3f}  {name}" for row, name in zip(rows, names, strict=True)]
+            what = "nearest strangers" if kind == "false_accepts" else "farthest photos of one person"
+            title = f"{protocol}: the {what}, {len(rows)} of {len(pairs.index)} pairs"
+            plot_sheet(chips, attention, captions, title, Path(folder, f"{kind}_{protocol}.png"))
+
+
+def plot_sheet(
+    chips: Sequence[np.ndarray], attention: Sequence, captions: Sequence[str], title: str, path: str | Path
+) -> None:
+    """Write a PNG of N pairs: for each, its caption, both faces, and under them the attention over both.
+
+    Args:
+        chips: first faces and second faces, each (N, S, S, 3) uint8 RGB.
+        attention: of the first and of the second faces, each N maps (h, w) 0..1 or None.
+    """
+    columns = min(SHEET_PAIRS, len(captions))
+    rows = -(-len(captions) // columns)
+    with_attention = attention[0][0] is not None
+    with saved_figure(path, 3.1 * columns, (3.5 if with_attention else 1.95) * rows + 0.5) as figure:
+        figure.suptitle(title)
+        parts = np.atleast_1d(figure.subfigures(rows, columns)).ravel()
+        for number, caption in enumerate(captions):
+            parts[number].suptitle(shortened(caption), fontsize=8)
+            grid = parts[number].subplots(1 + with_attention, 2, squeeze=False)
+            for side in range(2):
+                show_face(grid[0, side], chips[side][number], None)
+                if with_attention:
+                    show_face(grid[1, side], chips[side][number], attention[side][number])
+
+
+def shortened(text: str, length: int = 44) -> str:
+    """``text``, or its beginning and '...' where it is longer than ``length``."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def plot_distances(distances: dict[str, np.ndarray], is_same: np.ndarray, path: str | Path) -> None:
+    """Write a PNG with a histogram of the distances of each protocol: pairs of one person and of two.
+
+    ``distances``: {protocol: (P,)}; ``is_same``: (P,) bool.
+    """
+    with saved_figure(path, 3.6 * len(distances), 3.4) as figure:
+        panels = figure.subplots(1, len(distances), sharex=True, squeeze=False)[0]
+        highest = max(float(values.max()) for values in distances.values())
+        for axes, (protocol, values) in zip(panels, distances.items(), strict=True):
+            bins = np.linspace(0, highest or 1.0, 51)
+            for wanted, name in ((True, "one person"), (False, "two people")):
+                axes.hist(values[is_same == wanted], bins, alpha=0.6, label=f"{name}, {(is_same == wanted).sum():,}")
+            axes.set(title=protocol, xlabel="distance", ylabel="pairs")
+            axes.legend(fontsize=8)
+
+
+def plot_learning_curves(metrics: str | Path | Sequence[dict[str, str]], path: str | Path) -> None:
+    """Write a PNG of what metrics.csv holds, epoch by epoch: losses, hard triplets, distances, AUC, learning rate.
+
+    ``metrics``: the file, or its rows as dicts; an empty or missing value leaves a gap. AUC of further test sets is
+    dashed. Raises DataError if the file cannot be read or has no rows.
+    """
+    rows = read_metrics(metrics) if isinstance(metrics, str | Path) else metrics
+    if not rows:
+        raise DataError(f"{metrics}: there are no epochs to draw.")
+    epochs = [int(row["epoch"]) for row in rows]
+    with saved_figure(path, 13, 7) as figure:
+        for axes, (panel, (columns, logarithmic)) in zip(figure.subplots(2, 3).ravel(), CURVES.items(), strict=True):
+            further = {key: key.removesuffix("_auc") for key in rows[-1] if key.endswith("_auc") and key not in columns}
+            for column, name in {**columns, **(further if panel == "AUC" else {})}.items():
+                values = np.array([float(row.get(column) or "nan") for row in rows])
+                if np.isfinite(values).any():
+                    style = "-" if column in columns else "--"
+                    axes.plot(epochs, values, style, marker="." if len(rows) < 40 else "", label=name)
+            if logarithmic and not any((line.get_ydata() <= 0).any() for line in axes.lines):  # a cosine may end at 0
+                axes.set_yscale("log")
+            axes.set(title=panel, xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend(fontsize=8)
+            else:
+                axes.set_visible(False)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv. Raises DataError if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Cannot read the metrics {path}: {error}") from error

@@ -1,0 +1,230 @@
+"""What each part of a recipe is worth: train it on the small real protocol, score it on one frozen test suite.
+
+python benchmarks/accuracy.py --recipe plain --images 60000 --seed 0 --faces FOLDER    trains, adds rows to the CSV
+python benchmarks/accuracy.py --recipe dlib --faces FOLDER                             dlib's own network, same pixels
+python benchmarks/accuracy.py --checkpoint PATH --recipe NAME --faces FOLDER           a network that is there already
+python benchmarks/accuracy.py --table                                                  prints the CSV as Markdown
+python benchmarks/accuracy.py --compare A B                                            difference of two rows
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train_maskV9
+from benchmarks.small_real import SmallReal, prepare
+from config_mask import RECIPES, ROOT, config, run_script
+from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
+from Data_loader.teacher import dlib_descriptor, to_chip_size, unit_row
+from Data_preprocessing.photo_files import DataError, replacing, write_whole
+from Models.checkpoint import load_checkpoint, network_from_checkpoint
+from validate_on_LFW import PROTOCOLS, embed_faces, summarise
+
+SUITES = ("flat", "kinds", "realigned")
+COLUMNS = "recipe seed images suite unmasked masked cross pairs attention_iou attention_iou_constant seconds".split()
+EPOCHS = 4  # of a run: so often the pairs kept aside are looked at
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    if args.table:
+        print(table(read_rows(args.csv)))
+    elif args.compare:
+        print(comparison(args.csv, *args.compare))
+    elif args.recipe == "dlib":
+        score(args, prepare(args.faces, args.work), "dlib", dlib_embeddings, {})
+    elif args.checkpoint or args.recipe in RECIPES:
+        data = prepare(args.faces, args.work)
+        path, figures = (args.checkpoint, {}) if args.checkpoint else train(args, data)
+        checkpoint = load_checkpoint(path)
+        network = network_from_checkpoint(checkpoint, path)
+        trained_with = {key: checkpoint["config"][key] for key in ("image_size", "seed")}
+
+        def embed(loader) -> np.ndarray:
+            return embed_faces(network, loader, torch.device("cpu"), flip=args.flip)
+
+        name = args.recipe + (" + flip" if args.flip else "")
+        score(args, data, name, embed, figures, checkpoint["train_people"], trained_with["image_size"])
+    else:
+        raise DataError(f"--recipe {args.recipe}: must be dlib or one of {', '.join(RECIPES)}")
+
+
+def train(args: argparse.Namespace, data: SmallReal) -> tuple[Path, dict]:
+    """Train the recipe so that ``--images`` images pass forward; its best.pt and the figures of that epoch."""
+    triplets = max(1, round(args.images / 3 / EPOCHS))
+    values = {**data.settings, "model": 18, "image_size": args.image_size, "embedding_dim": 128, "seed": args.seed}
+    values |= {"epochs": EPOCHS, "num_train_triplets": triplets, "triplets": "new", "num_workers": 0}
+    options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    name = f"{args.recipe}_{args.images}_seed{args.seed}"
+    result = train_maskV9.main([*options, "--recipe", args.recipe, "--run_name", name, *args.options])
+    rows = list(csv.DictReader(io.StringIO(Path(result["metrics"]).read_text())))
+    best = result["best"]
+    figures = {key: best[key] for key in ("attention_iou", "attention_iou_constant")}
+    return result["checkpoints"] / "best.pt", {**figures, "seconds": round(sum(float(row["seconds"]) for row in rows))}
+
+
+def score(
+    args: argparse.Namespace, data: SmallReal, name: str, embed, figures: dict, people=(), image_size: int | None = None
+) -> None:
+    """Add a row for each part of the test suite, and store its distances for ``--compare``.
+
+    ``embed(loader)`` gives the (N, D) embeddings of a loader's faces; every network gets the same faces.
+    """
+    settings = {**config, **data.settings, **data.test, "num_workers": 0, "image_size": image_size or args.image_size}
+    rows = []
+    for suite in SUITES:
+        test_set = LFWestMask_dataloader({**settings, "test_masks": suite}, people)
+        pairs = test_set.pairs
+        faces = {side: embed(getattr(test_set, side)) for side in ("unmasked", "masked")}
+        row = {"recipe": name, "seed": args.seed, "images": args.images, "suite": suite, "pairs": len(pairs.index)}
+        distances = {}
+        for protocol, (first, second) in PROTOCOLS.items():
+            difference = faces[first][pairs.index[:, 0]] - faces[second][pairs.index[:, 1]]
+            distances[protocol] = np.linalg.norm(difference, axis=1)
+            row[protocol] = f"{summarise(distances[protocol], pairs.is_same, pairs.fold)[0]['auc']:.4f}"
+        rows.append({**row, **figures})
+        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
+        with replacing(distances_path(args.csv, name, args.seed, args.images, suite)) as temporary:
+            with open(temporary, "wb") as file:
+                np.savez(file, people=np.array(pairs.people), is_same=pairs.is_same, **distances)
+    add_rows(args.csv, rows)
+
+
+def dlib_embeddings(loader) -> np.ndarray:
+    """dlib's own descriptors of a loader's faces, enlarged or shrunk to the chips it takes: (N, 128) unit rows."""
+    faces = (face.permute(1, 2, 0).numpy() for batch in loader for face in batch)
+    return np.array([unit_row(dlib_descriptor(to_chip_size(face))) for face in faces])
+
+
+def distances_path(csv_path: Path, name: str, seed: int, images: int, suite: str) -> Path:
+    """Where the distances of a row are stored, beside the CSV."""
+    return csv_path.with_name(f"{csv_path.stem}_{name.replace(' ', '')}_{images}_{seed}_{suite}.npz")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of the CSV. Raises DataError if there is none."""
+    if not path.is_file():
+        raise DataError(f"There is no {path} yet: --recipe NAME writes it.")
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add_rows(path: Path, rows: list[dict]) -> None:
+    """Write ``rows`` to the CSV, in place of those of the same recipe, seed, images and suite."""
+
+    def key(row: dict) -> tuple:
+        return tuple(str(row[column]) for column in COLUMNS[:4])
+
+    new = {key(row) for row in rows}
+    old = [row for row in read_rows(path) if key(row) not in new] if path.exists() else []
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows([*old, *rows])
+    write_whole(path, text.getvalue())
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line for each recipe, number of images and suite; mean and deviation over the seeds where several."""
+    lines = [
+        "| recipe | images seen | seeds | test masks | unmasked | masked | unmasked-masked "
+        "| attention IoU (constant map) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    order = sorted(range(len(rows)), key=lambda number: SUITES.index(rows[number]["suite"]))
+    groups = {}
+    for number in order:
+        row = rows[number]
+        groups.setdefault((row["suite"], row["recipe"], row["images"]), []).append(row)
+    for (suite, recipe, images), same in groups.items():
+        figures = [spread([float(row[protocol]) for row in same]) for protocol in PROTOCOLS]
+        iou = ""
+        if same[0]["attention_iou"]:
+            both = [np.mean([float(row[key]) for row in same]) for key in ("attention_iou", "attention_iou_constant")]
+            iou = "{:.3f} ({:.3f})".format(*both)
+        seen = f"{int(images):,}" if int(images) else ""
+        lines.append(f"| {recipe} | {seen} | {len(same)} | {suite} | {' | '.join(figures)} | {iou} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """'0.987', or of several '0.987 +- 0.002' (deviation)."""
+    return f"{values[0]:.4f}" if len(values) == 1 else f"{np.mean(values):.4f} +- {np.std(values, ddof=1):.4f}"
+
+
+def comparison(csv_path: Path, first: str, second: str) -> str:
+    """AUC of row ``first`` less that of ``second`` ('recipe_images_seed'), with a paired bootstrap over people."""
+    lines = []
+    for suite, protocol in itertools.product(SUITES, PROTOCOLS):
+        stored = []
+        for name in (first, second):
+            path = csv_path.with_name(f"{csv_path.stem}_{name}_{suite}.npz")
+            if not path.is_file():
+                raise DataError(f"There are no distances {path}; rows are named recipe_images_seed.")
+            stored.append(np.load(path))
+        difference, low, high = bootstrap(
+            stored[0]["people"], stored[0]["is_same"], stored[0][protocol], stored[1][protocol]
+        )
+        lines.append(f"{suite:<10} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
+    return "\n".join(lines)
+
+
+def bootstrap(
+    people: np.ndarray, is_same: np.ndarray, first: np.ndarray, second: np.ndarray, draws: int = 1000
+) -> tuple[float, float, float]:
+    """Difference of two networks' AUC on the same pairs, and its 95 % interval by resampling people.
+
+    A pair counts as often as both of its people were drawn together: pairs of one person are not independent
+    (Efron and Tibshirani 1993, chapter 8).
+
+    Args:
+        people: (P, 2) names. is_same: (P,) bool. first, second: (P,) distances.
+    """
+    rng = np.random.default_rng(0)
+    names, index = np.unique(people, return_inverse=True)
+    index = index.reshape(-1, 2)
+
+    def difference(weights: np.ndarray | None) -> float:
+        a, b = (roc_auc_score(is_same, -distance, sample_weight=weights) for distance in (first, second))
+        return a - b
+
+    drawn = []
+    for _ in range(draws):
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        weights = np.where(is_same, times[index[:, 0]], times[index[:, 0]] * times[index[:, 1]])
+        if weights[is_same].any() and weights[~is_same].any():
+            drawn.append(difference(weights))
+    return difference(None), *np.percentile(drawn, [2.5, 97.5])
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="", help=f"dlib, or one of {', '.join(RECIPES)}")
+    parser.add_argument("--images", type=int, default=0, help="images that pass forward in training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image_size", type=int, default=80, help="px (default %(default)s)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="score this one instead of training")
+    parser.add_argument("--flip", action="store_true", help="average a face's embedding and its mirror image's")
+    parser.add_argument("--faces", type=Path, default=ROOT.parent / "shared" / "faces", metavar="FOLDER",
+                        help="holds celeba/, lfw/ and protocol/ (default %(default)s)")  # fmt: skip
+    parser.add_argument("--work", type=Path, default=ROOT / "Datasets" / "small_real", metavar="FOLDER",
+                        help="prepared faces and runs (default %(default)s)")  # fmt: skip
+    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "accuracy.csv", help="default %(default)s")
+    parser.add_argument("--table", action="store_true", help="print the CSV's rows as a table")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two rows as recipe_images_seed")
+    args, args.options = parser.parse_known_args(argv)  # the rest are settings of the training
+    return args
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,90 @@
+"""The small real protocol: a part of CelebA and most of LFW to train on, two folds of LFW to test on.
+
+Made from a folder with celeba/<person>/, lfw/<person>/, protocol/train_people.txt and protocol/test_pairs.txt. Of the
+training people some are kept aside, to choose settings and best.pt on; nobody of the test pairs is among either.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from Data_preprocessing import Image_processing, Make_csv_file_mask
+from Data_preprocessing.create_pairs import create_pairs
+from Data_preprocessing.manifest import output_folders
+from Data_preprocessing.photo_files import DataError, person_folders, photos_of, read_names, write_whole
+
+SELECT_PEOPLE, SELECT_FOLDS, SELECT_PAIRS = 250, 5, 120  # pairs: of one person a fold, and as many of two
+FACE_SIZE = 112  # px of the training faces, whatever size a network takes them in
+
+
+class SmallReal(NamedTuple):
+    """Where its parts are."""
+
+    settings: dict[str, str]  # config keys of training, best.pt chosen on the people kept aside
+    test: dict[str, str]  # LFW_data_path and LFW_pairs of the test
+
+
+def prepare(source: Path, work: Path) -> SmallReal:
+    """Align the faces of ``source``, and choose the people to train and to choose on.
+
+    All is written under ``work``; what is there already is kept. Nothing depends on anything but ``source``.
+    Raises DataError if a part of ``source`` is missing.
+    """
+    lfw, celeba = source / "lfw", source / "celeba"
+    for part in (lfw, celeba, source / "protocol"):
+        if not part.is_dir():
+            raise DataError(f"There is no folder {part}: --faces must hold celeba/, lfw/ and protocol/.")
+    train_people = read_names(source / "protocol" / "train_people.txt")
+    kept = people_to_choose_on(lfw, train_people)
+    photos = work / "photos"
+    link_people(photos, {celeba: person_folders(celeba), lfw: train_people})
+    link_people(work / "select", {lfw: kept})
+    write_names(work / "train_people.txt", sorted(set(person_folders(photos)) - set(kept)))
+    pairs = work / "select_pairs.txt"
+    if not pairs.exists():
+        create_pairs(work / "select", pairs, SELECT_FOLDS, SELECT_PAIRS, seed=0)
+    faces = output_folders(work / "faces", "photos")
+    Image_processing.main(
+        ["--data_path", str(photos), "--out_dir", str(work / "faces"), "--image_size", str(FACE_SIZE)]
+    )
+    index = faces.face_mask.with_suffix(".csv")
+    if not index.exists():
+        Make_csv_file_mask.main(["--data_path", str(faces.face_mask), "--csv_path", str(index)])
+    settings = {
+        "train_data_path": faces.face_mask,
+        "notmask_data_path": faces.face_notmask,
+        "mask_data_path": faces.mask_notmask,
+        "manifest_path": faces.manifest,
+        "train_data_index": index,
+        "train_people": work / "train_people.txt",
+        "LFW_data_path": work / "select",
+        "LFW_pairs": pairs,
+        "cache_path": work / "cache",
+        "output_path": work,
+    }
+    test = {"LFW_data_path": lfw, "LFW_pairs": source / "protocol" / "test_pairs.txt"}
+    return SmallReal(*({key: str(value) for key, value in part.items()} for part in (settings, test)))
+
+
+def people_to_choose_on(lfw: Path, people: list[str]) -> list[str]:
+    """SELECT_PEOPLE of the people with two photos or more, drawn at random; a third of all where there are few."""
+    several = [person for person in people if len(photos_of(lfw, person)) > 1]
+    count = min(SELECT_PEOPLE, len(several) // 3)
+    return sorted(np.random.default_rng(0).permutation(several)[:count].tolist())
+
+
+def link_people(folder: Path, people_of: dict[Path, list[str]]) -> None:
+    """Fill ``folder`` with links to people's folders; those that are there stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    for source, people in people_of.items():
+        for person in set(people) - there:
+            (folder / person).symlink_to((source / person).resolve(), target_is_directory=True)
+
+
+def write_names(path: Path, names: list[str]) -> None:
+    """A list of names, one a line; left alone if it is so already."""
+    text = "\n".join(names) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_whole(path, text)

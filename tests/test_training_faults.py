@@ -1,0 +1,115 @@
+"""Training and validation with full or closed disks, dying loader processes and set-ups that cannot work."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny_training
+from conftest import ROOT
+from test_faults import drop_root_rights, rights_count  # noqa: F401
+from test_resume import equal
+from test_train_maskV9 import train
+
+import train_maskV9
+import validate_on_LFW
+from Data_loader import triplet_dataset
+from Data_preprocessing.create_pairs import create_pairs
+from Data_preprocessing.photo_files import DataError
+from Models import training_setup
+from Models.memory import memory_advice
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(training_setup, "build_network", tiny_training.tiny_network)
+
+
+def script(*options, **more):
+    command = [sys.executable, str(ROOT / "tests" / "tiny_training.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, **more)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["lfw_epoch_002.png", "last.pt", "train.log"])
+def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(name, tiny, drawn_options, tmp_path, monkeypatch):
+    """A limit on the size of files does what a full disk does."""
+    whole = train(drawn_options, tmp_path / "whole")
+    train(drawn_options, tmp_path / "parts", "--epochs", "1", "--run_name", "x")
+    # below what this file needs, while all that are written before it are smaller
+    if name == "train.log":
+        (tmp_path / "parts" / "logs" / "x" / name).write_text("a long line of a long run\n" * 10_000)
+    (path,) = (tmp_path / ("parts" if name == "train.log" else "whole")).rglob(name)
+    limit = path.stat().st_size + 10 if name == "train.log" else path.stat().st_size // 2
+    more = ("--resume", "--output_path", tmp_path / "parts", "--epochs", "2", "--device", "cpu")
+    before = contents(tmp_path / "parts")
+    if name == "last.pt":  # the picture is larger
+        monkeypatch.setenv("TINY_PICTURES", "0")
+    done = script(*more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    monkeypatch.delenv("TINY_PICTURES", raising=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert "File too large" in done.stderr and name in done.stderr and "MB are free" in done.stderr
+    after = contents(tmp_path / "parts")
+    for path, data in before.items():
+        growing = path.name in ("train.log", "run.json", "metrics.csv", "config.json")
+        assert after[path].startswith(data) if path.name == "train.log" else growing or after[path] == data, path
+    assert not [path for path in after if path.name.endswith((".tmp", ".lock"))]
+    equal(whole, train_maskV9.main([str(part) for part in more]))
+
+
+def test_a_folder_that_may_not_be_written(drawn_options, tmp_path, rights_count):  # noqa: F811
+    (tmp_path / "closed").mkdir(mode=0o555)
+    closed = drop_root_rights if os.geteuid() == 0 else None
+    done = script(*drawn_options, "--output_path", tmp_path / "closed", preexec_fn=closed)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert f"Permission denied: {tmp_path}/closed" in done.stderr and "Choose another folder" in done.stderr
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+def test_a_loader_process_that_is_killed(tiny, drawn_options, tmp_path, monkeypatch):
+    """As the system does where memory runs out."""
+    monkeypatch.setattr(triplet_dataset, "read_face", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match=r"ended from outside .DataLoader worker .*/dev/shm.*lower num_workers \(1\)"):
+        train(drawn_options, tmp_path, "--num_workers", "1")
+
+
+def test_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="no such operator"), memory_advice({}):
+        raise RuntimeError("no such operator: DataLoader worker")
+
+
+def test_a_batch_larger_than_the_epoch(drawn_options, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"train_batch_size = 25 triplets is more than .*num_train_triplets = 24"):
+        train(drawn_options, tmp_path, "--train_batch_size", "25")
+    monkeypatch.setattr(training_setup, "world_size", lambda: 4)
+    with pytest.raises(DataError, match="train_batch_size = 8 triplets for each of 4 processes"):
+        training_setup.check_batch_size({"train_batch_size": 8, "num_train_triplets": 24})
+
+
+def test_no_auc_of_fewer_than_100_pairs(tiny, drawn, drawn_options, tmp_path):
+    few = tmp_path / "few.txt"
+    create_pairs(drawn / "test", few, folds=2, pairs=24, seed=0)
+    with pytest.raises(DataError, match=r"Only 96 of 96 pairs .*skipped: none.*needs 100.*create_pairs\.py"):
+        train(drawn_options, tmp_path, "--LFW_pairs", str(few))
+    assert not (tmp_path / "logs").exists()
+    # ninety-nine of a hundred are too few as well, and the reason why one is skipped is told
+    lines = (drawn / "test_pairs.txt").read_text().splitlines()
+    lines[1] = lines[1].rsplit("\t", 1)[0] + "\t77"
+    few.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"Only 99 of 100 pairs .*skipped: {'missing photo': 1}"):
+        train(drawn_options, tmp_path, "--LFW_pairs", str(few))
+
+
+def test_validation_refuses_too_few_pairs(drawn, drawn_options, tmp_path):
+    train(drawn_options, tmp_path, "--epochs", "1")
+    create_pairs(drawn / "test", tmp_path / "few.txt", folds=2, pairs=5, seed=0)
+    with pytest.raises(DataError, match="Only 20 of 20 pairs"):
+        validate_on_LFW.main(
+            ["--output_path", str(tmp_path), "--data_path", str(drawn / "test"), "--device", "cpu",
+             "--pairs_path", str(tmp_path / "few.txt"), "--cache_path", str(drawn / "cache")]
+        )  # fmt: skip
