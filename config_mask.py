@@ -42,7 +42,8 @@ config = {
     "flip": False,  # mirror half of the images
     "jitter": 0.0,  # of the alignment; 1: as much as a mask moves it (3.5 degrees, 10 % of the size, 4 % of the width)
     "photo_jitter": 0.0,  # of brightness, contrast, colour, sharpness; 1: plainly visible
-    "test_masks": "flat",  # of test faces; flat, kinds: all kinds, realigned: all kinds, and the face found anew
+    "test_masks": "flat",  # of test faces; flat, kinds: all kinds, realigned: all kinds, and the face found anew,
+    # ^ as_is: none is drawn, the photos show real ones
     # --- network ----------------------------------------------------------------------------------------------------
     "model": 34,  # depth of the ResNet: 18, 34, 50, 101, 152
     "attention": "supervised",  # face attention branch: none, free (without target), supervised
@@ -168,7 +169,7 @@ CHOICES = {
     "mining": ("random", "mined", "batch"),
     "batch_triplets": ("semihard", "hardest"),
     "masks": ("stored", "new"),
-    "test_masks": ("flat", "kinds", "realigned"),
+    "test_masks": ("flat", "kinds", "realigned", "as_is"),
     "teacher": ("none", "dlib"),
     "rate_decay": ("none", "cosine"),
     "precision": ("auto", "float32", "bfloat16"),

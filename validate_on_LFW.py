@@ -4,7 +4,6 @@ Without arguments: the newest best.pt, or else the shipped network, on the confi
 """
 
 import argparse
-import io
 import json
 import sys
 import time
@@ -13,20 +12,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config_mask import ROOT, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Data_loader.lfw_pairs import PairSet
-from Data_preprocessing.photo_files import DataError, file_errors, write_whole
+from Data_preprocessing.photo_files import DataError, write_whole
 from Models.checkpoint import choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Models.distributed import gather_rows
-from Models.pictures import write_pictures
+from Models.pictures import plot_roc, write_pictures
 
 # which faces stand on the two sides of a pair
 PROTOCOLS = {"unmasked": ("unmasked", "unmasked"), "masked": ("masked", "masked"), "cross": ("unmasked", "masked")}
+AS_IS = {"as is": ("unmasked", "unmasked")}  # of photos of real masks
 FAR_TARGETS = {"tar_1e-3": 1e-3, "tar_1e-2": 1e-2}
 MIN_PAIRS = 100  # an AUC of 0.8 from 50 + 50 pairs has a standard error of 0.04 (Hanley and McNeil 1982)
 
@@ -204,16 +203,18 @@ def evaluate_pairs(model: torch.nn.Module, test_set, device: torch.device, flip:
     return score_pairs(test_set.pairs, pair_distances(model, test_set, device, flip))
 
 
-def pair_distances(model: torch.nn.Module, test_set, device: torch.device, flip: bool = False) -> dict[str, np.ndarray]:
+def pair_distances(
+    model: torch.nn.Module, test_set, device: torch.device, flip: bool = False, protocols: dict = PROTOCOLS
+) -> dict[str, np.ndarray]:
     """{protocol: (P,) float32 distances of the pairs}; ``flip`` as in ``embed_faces``.
 
     Each distinct face is embedded once masked and once unmasked, whatever the number of pairs it is in.
     """
-    index = test_set.pairs.index
-    embeddings = {side: embed_faces(model, getattr(test_set, side), device, flip) for side in ("unmasked", "masked")}
+    index, sides = test_set.pairs.index, sorted({side for both in protocols.values() for side in both})
+    embeddings = {side: embed_faces(model, getattr(test_set, side), device, flip) for side in sides}
     return {
         protocol: np.linalg.norm(embeddings[first][index[:, 0]] - embeddings[second][index[:, 1]], axis=1)
-        for protocol, (first, second) in PROTOCOLS.items()
+        for protocol, (first, second) in protocols.items()
     }
 
 
@@ -234,27 +235,6 @@ def score_pairs(pairs: PairSet, distances: dict[str, np.ndarray]) -> tuple[dict,
         summaries[protocol], evaluations[protocol] = summarise(values, pairs.is_same, pairs.fold)
         summaries[protocol]["skipped"] = dict(pairs.skipped)
     return summaries, evaluations
-
-
-def plot_roc(evaluations: dict[str, Evaluation], path: str | Path, title: str = "") -> None:
-    """Write the ROC curves of several protocols as one PNG: AUC in the legend, an inset with logarithmic FAR."""
-    figure = Figure(figsize=(6.5, 6))  # not a pyplot figure: nothing stays open
-    axes = figure.subplots()
-    inset = axes.inset_axes([0.42, 0.3, 0.54, 0.4])
-    for name, e in evaluations.items():
-        axes.plot(e.false_positive_rate, e.true_positive_rate, label=f"{name}: AUC {e.roc_auc:.4f}")
-        inset.plot(np.maximum(e.false_positive_rate, 1e-4), e.true_positive_rate)
-    axes.plot([0, 1], [0, 1], color="0.8", linestyle="--", linewidth=1)
-    axes.set(xlabel="false accept rate", ylabel="true accept rate", title=title, xlim=(0, 1), ylim=(0, 1.005))
-    inset.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.005))
-    inset.set_title("false accept rate, logarithmic", fontsize=8)
-    for each in (axes, inset):
-        each.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
-    with file_errors(path):
-        write_whole(path, picture.getvalue())
 
 
 def format_table(summaries: dict) -> str:
@@ -290,6 +270,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="also write the hardest false accepts and false rejects, with what the network looks at, and histograms "
         "of the distances, into this folder",
     )
+    parser.add_argument("--as_is", action="store_true", help="draw no masks: the photos show real ones")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
     parser.add_argument("--average_flip", action="store_true", help="average a face's embedding and its mirror image's")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
@@ -324,9 +305,12 @@ def main(argv=None) -> dict:
     # size and seed of the training run: its test faces may be aligned and masked already
     same = {key: trained_with[key] for key in ("image_size", "seed")}
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
+    if args.as_is:
+        settings["test_masks"] = "as_is"
     test_set = LFWestMask_dataloader(settings, checkpoint["train_people"])
     aligned = time.perf_counter()
-    distances = pair_distances(model, test_set, device, args.average_flip)
+    protocols = AS_IS if args.as_is else PROTOCOLS
+    distances = pair_distances(model, test_set, device, args.average_flip, protocols)
     summaries, evaluations = score_pairs(test_set.pairs, distances)
     print(format_table(summaries))
     print(f"aligning or reading the cache took {aligned - start:.1f} s, scoring {time.perf_counter() - aligned:.1f} s")
@@ -337,7 +321,7 @@ def main(argv=None) -> dict:
     plot_roc(evaluations, picture, title=f"{path.parent.name}, {path.name} on {Path(data_path).name}")
     print(f"ROC picture: {picture}")
     if args.pictures:
-        write_pictures(model, test_set, distances, PROTOCOLS, args.pictures, device)
+        write_pictures(model, test_set, distances, protocols, args.pictures, device)
         print(f"hardest pairs and histograms of the distances: {args.pictures}")
     report = {"checkpoint": str(path), "protocols": summaries}
     if args.json:

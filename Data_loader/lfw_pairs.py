@@ -26,8 +26,8 @@ SUITES = {  # how the masked test faces are made: what process_photos is told
     "flat": {},  # flat masks drawn on the aligned faces: the recipe's test
     "kinds": {"mask_kinds": ALL_KINDS},  # masks of all kinds drawn on the aligned faces
     "realigned": {"mask_kinds": ALL_KINDS, "realign": True},  # drawn on the photos; found and aligned behind them
+    "as_is": {"mask_kinds": (), "chain": "any"},  # the photos show real masks: none is drawn, none is left out
 }
-AS_IS = {"mask_kinds": (), "chain": "any"}  # the photos show real masks: none is drawn, none is left out
 WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at a cache that another run is writing, and until it is refused
 NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -186,7 +186,6 @@ def prepare_pairs(
     predictor_path: str | Path,
     workers: int | None = None,
     suite: str = "flat",
-    as_is: bool = False,
 ) -> PairSet:
     """Align and mask every photo of the pairs that the cache does not hold yet, and return the pairs that can be used.
 
@@ -199,18 +198,16 @@ def prepare_pairs(
         image_size: px, of the square faces.
         seed: of the drawn masks.
         workers: processes; None: one a processor.
-        suite: key of ``SUITES``. The unmasked faces are the same in all of them.
-        as_is: the faces wear real masks: none is drawn, ``face_mask`` is ``face_notmask``, ``suite`` does not matter.
+        suite: key of ``SUITES``. 'as_is' is for photos of real masks: there ``face_mask`` is ``face_notmask``.
 
     Raises:
-        DataError: pairs file or photos are missing or laid out differently, the cache cannot be written, not one pair
-            can be used, or there is no such suite.
+        DataError: no such suite, pairs or photos missing or laid out differently, a full disk, no pair can be used.
     """
     if suite not in SUITES:
         raise DataError(f"test_masks = {suite!r}: must be one of {', '.join(SUITES)}")
     pairs = read_pairs(pairs_path)
     wanted = {*pairs.first, *pairs.second}
-    outputs = cache_folders(data_path, cache_path, image_size, seed, "as_is" if as_is else suite)
+    outputs = cache_folders(data_path, cache_path, image_size, seed, suite)
     photos = find_photos(wanted, lambda person: _photos_on_disk(data_path, person))
     if photos:
         _when_free(
@@ -224,7 +221,7 @@ def prepare_pairs(
                 workers=workers or os.cpu_count() or 1,
                 check_content=True,
                 desc=f"test faces of {Path(data_path).name}",
-                **(AS_IS if as_is else SUITES[suite]),
+                **SUITES[suite],
             )
         )
         manifest = read_manifest(outputs.manifest)
@@ -257,7 +254,7 @@ def _when_free(action: Callable[[], object]) -> None:
 def cache_folders(
     data_path: str | Path, cache_path: str | Path, image_size: int, seed: int, suite: str
 ) -> OutputFolders:
-    """Where the aligned test faces of a photo folder are kept; ``suite`` is a key of SUITES, or 'as_is'."""
+    """Where the aligned test faces of a photo folder are kept; ``suite`` is a key of SUITES."""
     name = f"{Path(data_path).name}-{image_size}px-seed{seed}" + (f"-{suite}" if suite != "flat" else "")
     outputs = output_folders(Path(cache_path) / name, "test")
     return outputs._replace(face_mask=outputs.face_notmask) if suite == "as_is" else outputs

@@ -1,6 +1,7 @@
 """Pictures of what a network does: two faces compared, the hardest pairs, distances, learning curves."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from Data_preprocessing.face_alignment import Box
-from Data_preprocessing.photo_files import DataError, file_errors, replacing
+from Data_preprocessing.photo_files import DataError, file_errors, write_whole
 from Models.mask_head import read_faces
 
 HARDEST = 8  # pairs of each kind on a sheet
@@ -49,8 +50,30 @@ def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figu
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
-    with file_errors(path), replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    picture = io.BytesIO()  # the writer of PNG hides a full disk behind an error of its own
+    figure.savefig(picture, format="png", dpi=110)
+    with file_errors(path):
+        write_whole(path, picture.getvalue())
+
+
+def plot_roc(evaluations: dict, path: str | Path, title: str = "") -> None:
+    """Write the ROC curves of several protocols as one PNG: AUC in the legend, an inset with logarithmic FAR.
+
+    ``evaluations``: {protocol: Evaluation of validate_on_LFW.py}.
+    """
+    with saved_figure(path, 6.5, 6) as figure:
+        axes = figure.subplots()
+        inset = axes.inset_axes([0.42, 0.3, 0.54, 0.4])
+        for name, e in evaluations.items():
+            axes.plot(e.false_positive_rate, e.true_positive_rate, label=f"{name}: AUC {e.roc_auc:.4f}")
+            inset.plot(np.maximum(e.false_positive_rate, 1e-4), e.true_positive_rate)
+        axes.plot([0, 1], [0, 1], color="0.8", linestyle="--", linewidth=1)
+        axes.set(xlabel="false accept rate", ylabel="true accept rate", title=title, xlim=(0, 1), ylim=(0, 1.005))
+        inset.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.005))
+        inset.set_title("false accept rate, logarithmic", fontsize=8)
+        for each in (axes, inset):
+            each.grid(alpha=0.3)
+        axes.legend(loc="lower right")
 
 
 def show_face(axes, chip: np.ndarray, attention: np.ndarray | None) -> None:

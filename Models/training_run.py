@@ -18,8 +18,9 @@ from Data_preprocessing.photo_files import DataError, file_errors, free_space, r
 from Data_preprocessing.run_lock import locked
 from Models.checkpoint import checkpoint_bytes, how_far, load_checkpoint, plain_config, save_checkpoint
 from Models.distributed import is_main, world_size
+from Models.pictures import plot_learning_curves, plot_roc
 from Models.provenance import describe_start, device_name
-from validate_on_LFW import PROTOCOLS, format_table, plot_roc
+from validate_on_LFW import PROTOCOLS, format_table
 
 TRAIN_COLUMNS = (
     "epoch learning_rate triplet_loss attention_loss attention_iou hard_triplets hard_share positive_distance "
@@ -165,7 +166,7 @@ class TrainingRun:
             write_whole(path, json.dumps({"starts": [*starts, start]}, indent=2) + "\n")
 
     def record(self, progress: dict, figures: dict, scores: dict, evaluations: dict) -> None:
-        """Write the epoch's row of metrics.csv, its line in the log and its ROC pictures."""
+        """Write the epoch's row of metrics.csv, its line in the log, its ROC pictures and the run's learning curves."""
         row = {"epoch": progress["epoch"], **figures}
         for test_set, protocols in scores.items():
             prefix = "" if test_set == "lfw" else f"{test_set}_"
@@ -181,6 +182,7 @@ class TrainingRun:
         for test_set, protocols in evaluations.items():
             picture = self.pictures / f"{test_set}_epoch_{progress['epoch']:03d}.png"
             plot_roc(protocols, picture, title=f"{self.name}, epoch {progress['epoch']}, {test_set}")
+        plot_learning_curves(self.rows, self.pictures / "learning_curves.png")
         self.scores = scores
 
     def _line(self, progress: dict, figures: dict, scores: dict) -> str:

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
-from benchmarks.small_real import SmallReal, prepare
+from benchmarks.small_real import DOUBLES, SmallReal, prepare
 from config_mask import RECIPES, ROOT, config, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Data_loader.teacher import dlib_descriptor, to_chip_size, unit_row
@@ -81,7 +81,7 @@ def score(
     settings = {**config, **data.settings, **data.test, "num_workers": 0, "image_size": image_size or args.image_size}
     rows = []
     for suite in SUITES:
-        test_set = LFWestMask_dataloader({**settings, "test_masks": suite}, people)
+        test_set = LFWestMask_dataloader({**settings, "test_masks": suite}, {*people, *DOUBLES})
         pairs = test_set.pairs
         faces = {side: embed(getattr(test_set, side)) for side in ("unmasked", "masked")}
         row = {"recipe": name, "seed": args.seed, "images": args.images, "suite": suite, "pairs": len(pairs.index)}

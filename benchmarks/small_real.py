@@ -15,6 +15,13 @@ from Data_preprocessing.manifest import output_folders
 from Data_preprocessing.photo_files import DataError, person_folders, photos_of, read_names, write_whole
 
 SELECT_PEOPLE, SELECT_FOLDS, SELECT_PAIRS = 250, 5, 120  # pairs: of one person a fold, and as many of two
+# Test people who are in the training set under another name: LFW has them twice. Found by dlib's descriptors of all
+# people, nearest first; looked at, none of CelebA's people is one of the test people.
+DOUBLES = {
+    "Sepp_Blatter": "Joseph_Blatter",
+    "Prince_Felipe": "Felipe_De_Borbon",
+    "Mireya_Moscoso": "Mireya_Elisa_Moscoso_Rodriguez",
+}
 FACE_SIZE = 112  # px of the training faces, whatever size a network takes them in
 
 

@@ -19,12 +19,12 @@ def faces(tmp_path_factory):
     """A small drawn set laid out as the real one."""
     folder = tmp_path_factory.mktemp("faces")
     make_sample_faces(folder / "celeba", people=4, photos=3, small_every=0)
-    make_sample_faces(folder / "lfw", people=16, photos=4, first_person=4, small_every=0)
+    make_sample_faces(folder / "lfw", people=20, photos=4, first_person=4, small_every=0)
     people = person_folders(folder / "lfw")
     (folder / "protocol").mkdir()
-    (folder / "protocol" / "train_people.txt").write_text("\n".join(people[:9]) + "\n")
+    (folder / "protocol" / "train_people.txt").write_text("\n".join(people[:13]) + "\n")
     (folder / "test_people").mkdir()
-    for person in people[9:]:
+    for person in people[13:]:
         (folder / "test_people" / person).symlink_to(folder / "lfw" / person)
     create_pairs(folder / "test_people", folder / "protocol" / "test_pairs.txt", folds=2, pairs=10, seed=0)
     return folder
@@ -34,6 +34,7 @@ def faces(tmp_path_factory):
 def small(monkeypatch_module):
     monkeypatch_module.setattr("benchmarks.small_real.SELECT_FOLDS", 2)
     monkeypatch_module.setattr("benchmarks.small_real.SELECT_PAIRS", 8)
+    monkeypatch_module.setattr("validate_on_LFW.MIN_PAIRS", 10)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_nobody_is_both_trained_and_tested_or_chosen_on(prepared, faces):
     assert train and choose and test
     assert train.isdisjoint(choose) and train.isdisjoint(test) and choose.isdisjoint(test)
     assert choose == set(people_to_choose_on(faces / "lfw", read_names(faces / "protocol" / "train_people.txt")))
-    assert len(train) + len(choose) == 4 + 9
+    assert len(train) + len(choose) == 4 + 13
     chosen = read_pairs(data.settings["LFW_pairs"])
     assert {name for name, _ in (*chosen.first, *chosen.second)} <= choose
 

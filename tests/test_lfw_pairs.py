@@ -194,10 +194,10 @@ def config(tmp_path):
     }
 
 
-def prepare(config, suite="flat", as_is=False, **changes):
+def prepare(config, suite="flat", **changes):
     config = {**config, **changes}
     keys = ("LFW_pairs", "LFW_data_path", "cache_path", "image_size", "seed", "predictor_path")
-    return prepare_pairs(*(config[key] for key in keys), workers=1, suite=suite, as_is=as_is)
+    return prepare_pairs(*(config[key] for key in keys), workers=1, suite=suite)
 
 
 def test_usable_pairs_keep_their_folds_and_the_others_are_counted(config, calls):
@@ -244,7 +244,7 @@ def test_faces_not_found_behind_their_masks_are_counted_by_themselves(config, ca
 
 
 def test_really_masked_photos_are_their_own_masked_faces(config, calls, tmp_path):
-    pairs = prepare(config, as_is=True)
+    pairs = prepare(config, suite="as_is")
     assert pairs.face_mask == pairs.face_notmask == tmp_path / "cache" / "photos-64px-seed0-as_is" / "test_face_notmask"
     assert calls[0]["mask_kinds"] == () and calls[0]["chain"] == "any"
 
@@ -385,6 +385,6 @@ def test_really_masked_photos_are_all_used(tmp_path):
     (tmp_path / "pairs.txt").write_text("A\t1\t2\nA\t1\tB\t1\n")
     paths = tmp_path / "pairs.txt", tmp_path / "masked", tmp_path / "cache"
     for _ in range(2):
-        pairs = prepare_pairs(*paths, SIZE, 0, "none", workers=1, as_is=True)
+        pairs = prepare_pairs(*paths, SIZE, 0, "none", workers=1, suite="as_is")
         assert len(pairs.index) == 2 and pairs.skipped == {} and pairs.face_mask == pairs.face_notmask
         assert all((pairs.face_mask / face).is_file() for face in pairs.faces)

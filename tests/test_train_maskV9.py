@@ -58,6 +58,7 @@ def test_a_run_writes_what_the_readme_says(two_epochs):
         *(f"Model_training_checkpoints/{run}/{name}.pt" for name in ("last", "best", "epoch_001", "epoch_002")),
         *(f"logs/{run}/{name}" for name in ("config.json", "metrics.csv", "run.json", "train.log")),
         *(f"ROC_images/{run}/lfw_epoch_{epoch:03d}.png" for epoch in (1, 2)),
+        f"ROC_images/{run}/learning_curves.png",
     }
     with open(result["metrics"], newline="") as file:
         assert next(csv.reader(file))[: len(FIRST_COLUMNS)] == FIRST_COLUMNS

@@ -1,0 +1,98 @@
+"""What the network says of aligned faces, and a small head on it that tells whether a face seems masked."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from Data_preprocessing.photo_files import DataError
+
+HELD_OUT = 5  # every fifth of the people is kept for measuring the head
+REGULARISATION = 0.01  # scikit-learn's C: strong, for there are about as many features as faces
+
+
+class FaceOutputs(NamedTuple):
+    """embeddings: (N, D) float32, rows of norm 1. attention: (N, h, w) float32 0..1; None without the branch.
+    features: (N, F) float32, the pooled features that the embedding layer reads."""
+
+    embeddings: np.ndarray
+    attention: np.ndarray | None
+    features: np.ndarray
+
+
+@torch.inference_mode()
+def read_faces(
+    network: torch.nn.Module, batches: Iterable[torch.Tensor], device: torch.device, flip: bool = False
+) -> FaceOutputs:
+    """All that is read off the faces of some batches, (n, 3, S, S) uint8 RGB; at least one face.
+
+    ``flip``: an embedding is the mean of the face's and of its mirror image's, divided by its length.
+    """
+    network.eval()
+    embeddings, attention, features = [], [], []
+    for batch in batches:
+        batch = batch.to(device)
+        embedding, maps, pooled = _outputs(network, batch)
+        if flip:
+            embedding = torch.nn.functional.normalize(embedding + network(batch.flip(3))[0], dim=1, eps=1e-6)
+        embeddings.append(embedding.cpu().numpy())
+        features.append(pooled.float().cpu().numpy())
+        if maps is not None:
+            attention.append(maps[:, 0].cpu().numpy())
+    return FaceOutputs(
+        np.concatenate(embeddings), np.concatenate(attention) if attention else None, np.concatenate(features)
+    )
+
+
+def _outputs(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Embeddings, attention maps, and the input of the embedding layer."""
+    seen = []
+    hook = network.embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        embedding, attention = network(images)
+    finally:
+        hook.remove()
+    return embedding, attention, seen[0]
+
+
+def fit_mask_head(unmasked: np.ndarray, masked: np.ndarray, people: np.ndarray, rng: np.random.Generator) -> dict:
+    """A logistic regression that tells masked faces from unmasked ones, in plain types and one tensor.
+
+    Args:
+        unmasked, masked: (N, F) features of the same faces without and with a mask.
+        people: (N,) whose face it is. The people of every fifth are kept for measuring.
+
+    Returns:
+        weight: (F,) float32 tensor; bias: float; of the people kept: accuracy; recall, the share of masked faces
+        called masked; false_alarms, the share of unmasked faces called so; faces: their number, of each kind.
+
+    Raises:
+        DataError: under two people.
+    """
+    from sklearn.linear_model import LogisticRegression  # here, for whoever only applies a head need not wait for it
+
+    names = rng.permutation(np.unique(people))
+    if len(names) < 2:
+        raise DataError("The mask head needs faces of at least two people: one to fit it on and one to measure it on.")
+    kept = np.isin(people, names[: max(1, len(names) // HELD_OUT)])
+    faces = np.concatenate([unmasked[~kept], masked[~kept]]).astype(np.float64)
+    is_masked = np.repeat([False, True], (~kept).sum())
+    mean, std = faces.mean(0), faces.std(0)
+    std[std == 0] = 1.0
+    fitted = LogisticRegression(C=REGULARISATION, max_iter=1000).fit((faces - mean) / std, is_masked)
+    weight = fitted.coef_[0] / std
+    head = {
+        "weight": torch.from_numpy(weight.astype(np.float32)),
+        "bias": float(fitted.intercept_[0] - mean @ weight),
+    }
+    recall = float((mask_probability(masked[kept], head) > 0.5).mean())
+    false_alarms = float((mask_probability(unmasked[kept], head) > 0.5).mean())
+    accuracy = (recall + 1 - false_alarms) / 2
+    return {**head, "accuracy": accuracy, "recall": recall, "false_alarms": false_alarms, "faces": int(kept.sum())}
+
+
+def mask_probability(features: np.ndarray, head: dict) -> np.ndarray:
+    """(N,) float64 0..1: how sure the head is that each of the (N, F) features is of a masked face."""
+    score = features.astype(np.float64) @ head["weight"].double().numpy() + head["bias"]
+    return 1 / (1 + np.exp(-np.clip(score, -500, 500)))

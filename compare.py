@@ -1,0 +1,299 @@
+"""Two photos: the same person or not, how far apart, and where the network looks.
+
+A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
+Exit code: 0 the same person, 10 different people, 20 no answer (no face, no photo, or a checkpoint without thresholds,
+which Models/calibration.py adds), 2 wrong arguments. Without --checkpoint: the newest best.pt, or else the shipped one.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from config_mask import add_config_arguments, config_from_args, run_script
+from Data_preprocessing.align_photos import aligner_for, one_line
+from Data_preprocessing.face_alignment import AlignedFace
+from Data_preprocessing.photo_files import DataError, photos_of, read_photo, split_files, write_whole
+from Models.calibration import judge, protocol_of
+from Models.checkpoint import choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Models.mask_head import mask_probability, read_faces
+from Models.pictures import ShownFace, plot_comparison
+
+EXIT_CODES = {"same": 0, "different": 10, None: 20}
+MAX_CROP_RATIO = 1.25  # longer side / shorter; an image that is farther from a square is no aligned crop
+DETECTORS = {
+    "hog": "dlib's HOG detector",
+    "hog upsampled": "dlib's HOG detector on the photo at twice its size",
+    "hog lenient": "dlib's HOG detector, below its usual threshold",
+    "cnn": "dlib's CNN detector",
+    "whole image": "no detector found a face: the whole image is taken for an aligned crop (if it is none, the answer "
+    "means nothing)",
+}
+WEARING = {None: "", True: "masked", False: "unmasked"}
+SIDES = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}
+
+
+class NoAnswer(DataError):
+    """A photo that tells nothing: it cannot be read, or has no face."""
+
+
+class Face(NamedTuple):
+    """A photo's face. photo: (H, W, 3) uint8 RGB. embedding: (D,) float32 of norm 1. attention: (h, w) float32 0..1, or
+    None. masked: how sure the mask head is, 0..1; None without a head."""
+
+    path: str
+    photo: np.ndarray
+    aligned: AlignedFace
+    embedding: np.ndarray
+    attention: np.ndarray | None
+    masked: float | None
+
+    @property
+    def seems_masked(self) -> bool | None:
+        return None if self.masked is None else self.masked > 0.5
+
+    def record(self) -> dict:
+        """The face in plain types, for JSON."""
+        return {
+            "path": self.path,
+            "detector": self.aligned.detector,
+            "faces_found": self.aligned.num_faces,
+            "box": list(self.aligned.box),
+            "seems_masked": self.seems_masked,
+            "mask_probability": self.masked,
+        }
+
+
+class Comparer:
+    """A checkpoint made ready to read photos and to judge distances.
+
+    Args:
+        path: the checkpoint. far: of the strangers, the share that may pass for the same person.
+        average_flip: average the embeddings of a face and its mirror image, where the checkpoint has no thresholds;
+            where it has, faces are embedded as they were for the thresholds.
+
+    Raises:
+        DataError: no such checkpoint, no landmark model, or no thresholds for ``far``.
+    """
+
+    def __init__(self, path: Path, predictor_path: str, device: torch.device, far: float, average_flip: bool):
+        checkpoint = load_checkpoint(path)
+        self.path, self.device, self.far = path, device, far
+        self.network = network_from_checkpoint(checkpoint, path).to(device)
+        self.aligner = aligner_for(predictor_path, checkpoint["config"]["image_size"])
+        self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
+        self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
+        for protocol in SIDES if self.thresholds else ():
+            judge(0.0, self.thresholds[protocol], far)
+
+    def read(self, path: str | Path) -> Face:
+        """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face."""
+        try:
+            photo = read_photo(path)
+        except DataError as error:
+            raise NoAnswer(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)})") from error
+        aligned = self.aligner.align(photo, chain="any")
+        sides = sorted(photo.shape[:2])
+        if aligned is None or (aligned.detector == "whole image" and sides[1] > MAX_CROP_RATIO * sides[0]):
+            raise NoAnswer(f"No face was found in {path}, and it is no aligned crop, which would be nearly square.")
+        images = torch.from_numpy(aligned.chip.transpose(2, 0, 1)[None].copy())
+        outputs = read_faces(self.network, [images], self.device, self.flip)
+        masked = None if self.head is None else float(mask_probability(outputs.features, self.head)[0])
+        attention = None if outputs.attention is None else outputs.attention[0]
+        return Face(str(path), photo, aligned, outputs.embeddings[0], attention, masked)
+
+    def compare(self, first: Face, second: Face) -> dict:
+        """Distance and verdict in plain types; "verdict" is 'same', 'different', or None without thresholds."""
+        report = {"distance": float(np.linalg.norm(first.embedding - second.embedding)), "verdict": None}
+        if not self.thresholds or not self.head:
+            return report
+        protocol = protocol_of(first.seems_masked, second.seems_masked)
+        verdict = judge(report["distance"], self.thresholds[protocol], self.far)
+        return report | {
+            "verdict": "same" if verdict.same else "different",
+            "strangers_that_would_pass": verdict.far,
+            "protocol": protocol,
+            "threshold": verdict.limit,
+            "threshold_far": verdict.decided_far,
+            "threshold_tar": verdict.tar,
+        }
+
+
+def compare_photos(comparer: Comparer, first: Path, second: Path, picture: str | None) -> dict:
+    """The report on two photos; writes the picture if a path is given."""
+    faces = comparer.read(first), comparer.read(second)
+    report = comparer.compare(*faces)
+    if picture:
+        title = f"distance {report['distance']:.3f}: {in_words(report)}"
+        plot_comparison(shown(faces[0]), shown(faces[1]), title, picture)
+    return {"first": faces[0].record(), "second": faces[1].record(), **report}
+
+
+def compare_with_folder(comparer: Comparer, photo: Path, folder: Path, nearest: int, picture: str | None) -> dict:
+    """The report on the people of ``folder`` nearest to ``photo``; the picture shows the first of them."""
+    query, skipped, best = comparer.read(photo), [], {}
+    entries = [entry for entry in photos_in(folder) if not (entry[1].exists() and entry[1].samefile(photo))]
+    for person, path in tqdm(entries, desc=f"faces of {folder.name}", disable=len(entries) < 20):
+        try:
+            face = comparer.read(path)
+        except NoAnswer as error:
+            skipped.append(str(error))
+            continue
+        found = {"person": person, **face.record(), **comparer.compare(query, face)}
+        if person not in best or found["distance"] < best[person]["distance"]:
+            best[person] = found
+    if not best:
+        raise NoAnswer(f"{folder}: not one of its {len(entries)} photos has a face to compare with.")
+    order = sorted(best.values(), key=lambda found: found["distance"])[:nearest]
+    if picture:
+        title = (
+            f"nearest of {len(best)}: {order[0]['person']}, distance {order[0]['distance']:.3f}: {in_words(order[0])}"
+        )
+        plot_comparison(shown(query), shown(comparer.read(order[0]["path"])), title, picture)
+    return {
+        "first": query.record(),
+        "nearest": order,
+        "people_searched": len(best),
+        "photos_skipped": skipped,
+        "verdict": order[0]["verdict"],
+    }
+
+
+def photos_in(folder: Path) -> list[tuple[str, Path]]:
+    """(person, photo) of a folder: a sub-folder is a person, a photo in the folder itself is one of its own.
+
+    Raises DataError if there are none.
+    """
+    entries = [(name, folder / name) for name in split_files(folder)[0]]
+    people = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    entries += [(person, folder / person / name) for person in people for name in photos_of(folder, person)]
+    if not entries:
+        raise DataError(f"{folder} holds no photos (jpg, jpeg, png), and no folders with photos.")
+    return entries
+
+
+def shown(face: Face) -> ShownFace:
+    """The face as the picture shows it."""
+    caption = f"{Path(face.path).name}\ndetector: {face.aligned.detector}"
+    if face.masked is not None:
+        caption += f", seems {WEARING[face.seems_masked]} (mask: {face.masked:.0%})"
+    return ShownFace(face.photo, face.aligned.box, face.aligned.chip, face.attention, caption)
+
+
+def in_words(report: dict) -> str:
+    """The verdict of ``Comparer.compare`` in words."""
+    if report["verdict"] is None:
+        return "no verdict"
+    if report["verdict"] == "different":
+        return "different people"
+    return f"same person (1 in {round(1 / report['strangers_that_would_pass']):,} strangers would pass)"
+
+
+def describe_face(record: dict) -> str:
+    """One line on a photo's face."""
+    many = f"; {record['faces_found']} faces, the one nearest the middle is taken" if record["faces_found"] > 1 else ""
+    text = f"{record['path']}: face found by {DETECTORS[record['detector']]}{many}"
+    if record["detector"] == "whole image":
+        text = f"{record['path']}: {DETECTORS['whole image']}"
+    if record["seems_masked"] is None:
+        return text
+    return f"{text}; seems {WEARING[record['seems_masked']]} (mask: {record['mask_probability']:.0%})"
+
+
+def describe(report: dict) -> str:
+    """The whole report as text for the screen."""
+    if "error" in report:
+        return f"no answer: {report['error']}"
+    lines = [describe_face(report["first"])]
+    deciding = report
+    if "nearest" in report:
+        deciding = report["nearest"][0]
+        for number, found in enumerate(report["nearest"], start=1):
+            lines.append(f"{number:>3}. {found['distance']:.3f}  {found['person']}  {in_words(found)}  {found['path']}")
+        lines.append(f"{report['people_searched']} searched, {len(report['photos_skipped'])} photos without an answer")
+        lines += [f"  {problem}" for problem in report["photos_skipped"][:5]]
+    else:
+        lines += [describe_face(report["second"]), f"distance {report['distance']:.3f}", in_words(report)]
+    if deciding["verdict"] is None:
+        return "\n".join([*lines, "The checkpoint has no thresholds, so a distance has no meaning yet: add them with "
+                          "python Models/calibration.py"])  # fmt: skip
+    lines.append(
+        f"({SIDES[deciding['protocol']]}: same up to {deciding['threshold']:.3f}, where 1 in "
+        f"{round(1 / deciding['threshold_far']):,} strangers passes, and {deciding['threshold_tar']:.0%} of the pairs "
+        "of one person do)"
+    )
+    if "nearest" in report:
+        chance = report["people_searched"] * deciding["threshold_far"]
+        lines.append(f"Among so many people about {chance:.2g} strangers would pass by chance.")
+    return "\n".join(lines)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("first", metavar="A", help="a photo, or a folder of photos or of people")
+    parser.add_argument("second", metavar="B", help="a photo, or such a folder; not both")
+    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file")
+    parser.add_argument(
+        "--far", type=float, default=1e-2, metavar="SHARE", help="of strangers that may pass (default: %(default)s)"
+    )
+    parser.add_argument("--nearest", type=int, default=5, metavar="K", help="people of a folder (default: %(default)s)")
+    parser.add_argument("--picture", metavar="PATH", help="write photos, aligned faces and attention as one PNG")
+    parser.add_argument("--json", metavar="PATH", help="write the answer as JSON; - prints it instead of the text")
+    parser.add_argument(
+        "--average_flip",
+        action="store_true",
+        help="average a face's embedding and its mirror image's; with thresholds it is done as it was for them",
+    )
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
+    add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> dict:
+    """Run the script; returns the report, with its "exit_code"."""
+    args = parse_args(argv)
+    config = config_from_args(args)
+    paths = [Path(name).expanduser() for name in (args.first, args.second)]
+    if all(path.is_dir() for path in paths):
+        raise DataError("Both are folders: give one photo, and a photo or a folder to compare it with.")
+    if args.nearest < 1:
+        raise DataError(f"--nearest {args.nearest}: must be 1 or more")
+    checkpoint_path = find_checkpoint(args.checkpoint, config["output_path"])
+    comparer = Comparer(
+        checkpoint_path, config["predictor_path"], choose_device(args.device), args.far, args.average_flip
+    )
+    try:
+        if any(path.is_dir() for path in paths):
+            photo, folder = sorted(paths, key=Path.is_dir)
+            report = compare_with_folder(comparer, photo, folder, args.nearest, args.picture)
+        else:
+            report = compare_photos(comparer, *paths, args.picture)
+    except NoAnswer as error:
+        report = {"verdict": None, "error": str(error)}
+    report = {"checkpoint": str(checkpoint_path), **report, "exit_code": EXIT_CODES[report["verdict"]]}
+    text = json.dumps(report, indent=2)
+    if args.json and args.json != "-":
+        write_whole(args.json, text + "\n")
+    print(text if args.json == "-" else describe(report))
+    return report
+
+
+def script() -> None:
+    """``main``, its answer as exit code."""
+    report = main()
+    sys.stdout.flush()
+    sys.exit(report["exit_code"])
+
+
+if __name__ == "__main__":
+    run_script(script)

@@ -1,0 +1,237 @@
+"""compare.py: verdicts and exit codes, folders, what is said of each face, the JSON and the picture."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import compare
+from config_mask import config
+from Data_preprocessing.face_alignment import AlignedFace
+from Data_preprocessing.photo_files import DataError
+from Models.CBAM_Face_attention_Resnet import build_model
+from Models.checkpoint import plain_config, save_checkpoint
+
+REAL = ROOT.parent / "shared" / "faces"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not here")
+
+
+def rows(loose, strict):
+    return [{"far": 1e-2, "distance": loose, "tar": 0.8}, {"far": 1e-3, "distance": strict, "tar": 0.5}]
+
+
+def thresholds(loose, strict):
+    """The same for all protocols, as Models/calibration.py writes them."""
+    return {**dict.fromkeys(("unmasked", "masked", "cross"), rows(loose, strict)), "average_flip": False}
+
+
+@pytest.fixture(scope="module")
+def write_checkpoint(tmp_path_factory):
+    """A function that writes a checkpoint of a random network at 64 px with further entries, and returns its path."""
+    torch.manual_seed(0)
+    settings = {**config, "model": 18, "image_size": 64, "embedding_dim": 16}
+    state = {"model": build_model(18, 16).state_dict(), "config": plain_config(settings), "progress": {"epoch": 1}}
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def write(name="plain", bias=-9.0, **entries):
+        path = folder / f"{name}.pt"
+        head = {"weight": torch.zeros(2048), "bias": bias}
+        save_checkpoint(path, {**state, **({"mask_head": head} if entries else {}), **entries})
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def strict(write_checkpoint):
+    """Only a photo and itself pass."""
+    return write_checkpoint("strict", thresholds=thresholds(1e-3, 1e-4))
+
+
+def photo(drawn, person, number=1):
+    names = sorted(path.name for path in (drawn / "test").iterdir())
+    return str(drawn / "test" / names[person] / f"{names[person]}_{number:04}.jpg")
+
+
+def run(*arguments, checkpoint):
+    return compare.main([*map(str, arguments), "--checkpoint", str(checkpoint), "--device", "cpu"])
+
+
+def test_the_threshold_decides_and_the_verdict_says_who_would_pass(drawn, write_checkpoint, capsys):
+    first, second = photo(drawn, 0, 1), photo(drawn, 0, 2)
+    distance = run(first, second, checkpoint=write_checkpoint())["distance"]
+    for loose, strictest, words, code in (
+        (distance * 1.01, distance * 0.99, "same person (1 in 100 strangers would pass)", 0),
+        (distance * 1.02, distance * 1.01, "same person (1 in 1,000 strangers would pass)", 0),
+        (distance * 0.99, distance * 0.5, "different people", 10),
+    ):
+        report = run(first, second, checkpoint=write_checkpoint("t", thresholds=thresholds(loose, strictest)))
+        assert (report["exit_code"], report["distance"]) == (code, distance)
+        assert words in capsys.readouterr().out.splitlines()
+    assert run(second, first, checkpoint=write_checkpoint())["distance"] == pytest.approx(distance, abs=1e-6)
+
+
+def test_far_chooses_the_deciding_threshold(drawn, write_checkpoint):
+    first, second = photo(drawn, 0, 1), photo(drawn, 0, 2)
+    distance = run(first, second, checkpoint=write_checkpoint())["distance"]
+    path = write_checkpoint("t", thresholds=thresholds(distance * 1.01, distance * 0.99))
+    assert run(first, second, "--far", "0.01", checkpoint=path)["verdict"] == "same"
+    assert run(first, second, "--far", "0.001", checkpoint=path)["verdict"] == "different"
+    with pytest.raises(DataError, match=r"--far 0\.5: .* for 0\.01, 0\.001 only"):
+        run(first, second, "--far", "0.5", checkpoint=path)
+
+
+def test_without_thresholds_there_is_a_distance_and_no_verdict(drawn, write_checkpoint, capsys):
+    report = run(photo(drawn, 0), photo(drawn, 1), checkpoint=write_checkpoint())
+    assert report["exit_code"] == 20 and report["verdict"] is None and report["distance"] > 0
+    out = capsys.readouterr().out
+    assert "no thresholds" in out and "python Models/calibration.py" in out and "seems" not in out
+
+
+def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):
+    entries = {"thresholds": {**thresholds(1.0, 0.9), "cross": rows(1.3, 1.2), "masked": rows(0.5, 0.4)}}
+    path = write_checkpoint("protocols", **entries)
+    comparer = compare.Comparer(path, config["predictor_path"], torch.device("cpu"), 1e-2, False)
+    aligned = AlignedFace(None, None, (0, 0, 9, 9), 1, None, "hog")
+    angle = 2 * np.arcsin(1.1 / 2)  # of unit vectors 1.1 apart
+    ends = np.array([1.0, 0.0]), np.array([np.cos(angle), np.sin(angle)])
+    for masked, protocol, verdict in (
+        ((0.1, 0.2), "unmasked", "different"),
+        ((0.1, 0.9), "cross", "same"),
+        ((0.9, 0.1), "cross", "same"),
+        ((0.9, 0.9), "masked", "different"),
+    ):
+        faces = [compare.Face("x", None, aligned, end, None, p) for end, p in zip(ends, masked, strict=True)]
+        report = comparer.compare(*faces)
+        assert (report["protocol"], report["verdict"]) == (protocol, verdict)
+        assert report["distance"] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("bias", "seems"), [(-9.0, "unmasked"), (9.0, "masked")])
+def test_it_says_whether_a_face_seems_masked_and_which_detector_found_it(drawn, write_checkpoint, capsys, bias, seems):
+    path = write_checkpoint(f"head {seems}", bias, thresholds=thresholds(1e-3, 1e-4))
+    report = run(photo(drawn, 0), photo(drawn, 1), checkpoint=path)
+    assert report["first"]["seems_masked"] is (seems == "masked") and report["protocol"] == seems
+    out = capsys.readouterr().out
+    assert out.count("found by dlib's HOG detector") == 2 and out.count(f"seems {seems} (mask:") == 2
+
+
+def test_a_photo_without_a_face_or_that_cannot_be_read_is_no_answer(drawn, strict, tmp_path, capsys):
+    Image.new("RGB", (300, 100)).save(tmp_path / "wide.png")
+    (tmp_path / "text.jpg").write_text("no photo")
+    for name, reason in (
+        ("wide.png", "No face was found in .*wide.png"),
+        ("text.jpg", "text.jpg cannot be read"),
+        ("none.jpg", "none.jpg cannot be read"),
+    ):
+        report = run(photo(drawn, 0), tmp_path / name, checkpoint=strict)
+        assert report["exit_code"] == 20 and report["verdict"] is None
+        out = capsys.readouterr().out
+        assert (
+            out.startswith("no answer: ") and np.all([word in out for word in reason.split(".*")]) and "0x" not in out
+        )
+
+
+def test_an_aligned_crop_is_taken_whole_where_no_detector_sees_a_face(strict, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((96, 96)).save(tmp_path / "crop.png")
+    report = run(tmp_path / "crop.png", tmp_path / "crop.png", checkpoint=strict)
+    assert report["first"]["detector"] == "whole image" and report["distance"] < 1e-6 and report["verdict"] == "same"
+    assert "no detector found a face: the whole image is taken for an aligned crop" in capsys.readouterr().out
+
+
+def test_the_nearest_people_of_a_folder_are_those_with_the_nearest_photo(drawn, strict, tmp_path, capsys):
+    people = tmp_path / "people"
+    for person in range(3):
+        (people / f"person {person}").mkdir(parents=True)
+        for number in (1, 2):
+            shutil.copy(photo(drawn, person, number), people / f"person {person}")
+    (people / "person 0" / "broken.jpg").write_text("no photo")
+    (people / "notes.txt").touch()
+    (people / ".hidden").mkdir()
+    query = tmp_path / "query.jpg"
+    shutil.copy(photo(drawn, 1, 2), query)
+    report = run(query, people, "--nearest", "2", checkpoint=strict)
+    assert report["people_searched"] == 3 and len(report["photos_skipped"]) == 1 and len(report["nearest"]) == 2
+    first, second = report["nearest"]
+    assert (
+        first["person"] == "person 1"
+        and first["distance"] < 1e-6
+        and first["path"] == str(people / "person 1" / query.with_name(photo(drawn, 1, 2).split("/")[-1]).name)
+    )
+    distances = {
+        person: min(run(query, path, checkpoint=strict)["distance"] for path in (people / person).glob("*_*.jpg"))
+        for person in ("person 0", "person 2")
+    }
+    assert second["person"] == min(distances, key=distances.get)
+    assert second["distance"] == pytest.approx(min(distances.values()), abs=1e-6)
+    assert (report["verdict"], report["exit_code"], second["verdict"]) == ("same", 0, "different")
+    assert "broken.jpg cannot be read" in capsys.readouterr().out
+    assert run(people, query, "--nearest", "2", checkpoint=strict) == report  # the folder may come first
+
+
+def test_photos_in_the_folder_itself_stand_for_themselves_and_the_query_is_left_out(drawn, strict, tmp_path):
+    for person in range(3):
+        shutil.copy(photo(drawn, person), tmp_path)
+    query = next(tmp_path.glob("*.jpg"))
+    report = run(query, tmp_path, checkpoint=strict)
+    assert report["people_searched"] == 2 and query.name not in {found["person"] for found in report["nearest"]}
+    assert (report["verdict"], report["exit_code"]) == ("different", 10)
+    with pytest.raises(DataError, match="Both are folders"):
+        run(tmp_path, tmp_path, checkpoint=strict)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no photos"):
+        run(query, tmp_path / "empty", checkpoint=strict)
+    with pytest.raises(DataError, match="--nearest 0"):
+        run(query, tmp_path, "--nearest", "0", checkpoint=strict)
+
+
+def test_the_json_is_the_report_printed_alone_or_written(drawn, strict, tmp_path, capsys):
+    report = run(photo(drawn, 0), photo(drawn, 1), "--json", "-", checkpoint=strict)
+    assert json.loads(capsys.readouterr().out) == report
+    run(photo(drawn, 0), photo(drawn, 1), "--json", tmp_path / "answer.json", checkpoint=strict)
+    assert json.loads((tmp_path / "answer.json").read_text()) == report
+    assert "different people" in capsys.readouterr().out
+    (tmp_path / "text.jpg").write_text("no photo")
+    failed = run(photo(drawn, 0), tmp_path / "text.jpg", "--json", "-", checkpoint=strict)
+    assert json.loads(capsys.readouterr().out) == failed and "cannot be read" in failed["error"]
+
+
+def test_a_picture_is_written_of_two_photos_and_of_the_nearest_in_a_folder(drawn, strict, tmp_path):
+    for other in (photo(drawn, 1), str(drawn / "test")):
+        run(photo(drawn, 0), other, "--picture", tmp_path / "picture.png", checkpoint=strict)
+        image = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
+        assert image.std() > 20 and (image == (0, 255, 0)).all(axis=2).sum() > 100  # the box
+        (tmp_path / "picture.png").unlink()
+
+
+def test_flipped_embeddings_follow_the_thresholds(drawn, write_checkpoint):
+    photos = photo(drawn, 0), photo(drawn, 1)
+    plain = run(*photos, checkpoint=write_checkpoint())["distance"]
+    flipped = run(*photos, "--average_flip", checkpoint=write_checkpoint())["distance"]
+    assert flipped != pytest.approx(plain, abs=1e-6)
+    with_flip = write_checkpoint("flip", thresholds={**thresholds(1, 0.5), "average_flip": True})
+    assert run(*photos, checkpoint=with_flip)["distance"] == flipped
+    without = write_checkpoint("no flip", thresholds=thresholds(1, 0.5))
+    assert run(*photos, "--average_flip", checkpoint=without)["distance"] == plain
+
+
+def test_the_exit_code_tells_the_verdict_to_a_shell(drawn, strict, tmp_path):
+    command = [sys.executable, str(ROOT / "compare.py"), "--checkpoint", str(strict), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, photo(drawn, 0), photo(drawn, 1)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (10, "")
+    assert "different people" in done.stdout.splitlines()
+
+
+@needs_real
+def test_a_real_masked_face_that_the_usual_detector_misses_is_found(strict):
+    report = run(REAL / "real_masks" / "008.jpg", REAL / "real_masks" / "008.jpg", checkpoint=strict)
+    assert report["first"]["detector"] not in ("hog", "hog upsampled", "whole image") and report["verdict"] == "same"
