@@ -1,6 +1,7 @@
-"""Compare training runs: AUC against training seconds (or epochs), as a picture and a Markdown table.
+"""Compare training runs: AUC against training seconds, images seen or epochs, as a picture and a Markdown table.
 
 python benchmarks/compare_runs.py logs/plain logs/packed --after 10 --picture docs/pictures/packed.png
+python benchmarks/compare_runs.py logs/a logs/b --x images --columns hard_share masked_auc --picture hard.png
 """
 
 import argparse
@@ -16,11 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import run_script
 from Data_preprocessing.photo_files import DataError, replacing
 
-LABELS = {"seconds": "training seconds, validation not counted", "epoch": "epoch"}
+LABELS = {
+    "seconds": "training seconds, validation not counted",
+    "images": "images seen",
+    "epoch": "epoch",
+}
 
 
 def read_run(folder: str, x: str, after: int = 0) -> pd.DataFrame:
-    """metrics.csv of a run past epoch ``after``, with the column "x" to plot against; seconds are added up."""
+    """metrics.csv of a run past epoch ``after``, with the column "x" to plot against; seconds and images are added
+    up."""
     path = Path(folder, "metrics.csv")
     if not path.is_file():
         raise DataError(f"There is no {path}: name the folders of runs, such as logs/V9_2026-01-31_12-00-00")
@@ -28,7 +34,8 @@ def read_run(folder: str, x: str, after: int = 0) -> pd.DataFrame:
     metrics = metrics[metrics["epoch"] > after].copy()
     if metrics.empty:
         raise DataError(f"{path} has no epoch after {after}")
-    metrics["x"] = metrics["seconds"].cumsum() if x == "seconds" else metrics[x]
+    metrics["images"] = metrics["images_per_second"] * metrics["seconds"]
+    metrics["x"] = metrics[x] if x == "epoch" else metrics[x].cumsum()
     return metrics
 
 

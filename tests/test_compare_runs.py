@@ -11,7 +11,12 @@ from Data_preprocessing.photo_files import DataError
 def runs(tmp_path):
     for name, seconds, auc in (("slow", 20.0, 0.6), ("quick", 10.0, 0.7)):
         (tmp_path / name).mkdir()
-        rows = {"epoch": [1, 2, 3, 4], "seconds": [seconds] * 4, "masked_auc": [auc, auc + 0.1, auc + 0.2, auc + 0.3]}
+        rows = {
+            "epoch": [1, 2, 3, 4],
+            "seconds": [seconds] * 4,
+            "images_per_second": 3.0,
+            "masked_auc": [auc, auc + 0.1, auc + 0.2, auc + 0.3],
+        }
         pd.DataFrame(rows).to_csv(tmp_path / name / "metrics.csv", index=False)
     return tmp_path
 
@@ -29,6 +34,7 @@ def test_figures_at_the_end_of_the_shortest_run(runs, capsys):
 def test_shared_epochs_are_left_out(runs):
     metrics = compare_runs.read_run(str(runs / "slow"), "seconds", after=2)
     assert metrics["epoch"].tolist() == [3, 4] and metrics["x"].tolist() == [20, 40]
+    assert compare_runs.read_run(str(runs / "slow"), "images", after=2)["x"].tolist() == [60, 120]
 
 
 def test_a_folder_without_metrics_is_named(runs):

@@ -172,7 +172,7 @@ def test_killed_at_any_moment_and_started_again(name, start, tmp_path):
         if len(commands) > 1:  # a shard that ended while the other was dead
             for command in commands:
                 finish(command, folder)
-        (folder / "index_dlib.lock").unlink(missing_ok=True)  # if all was computed before the kill, nobody takes it again
+        (folder / "index_dlib.lock").unlink(missing_ok=True)  # all was computed before the kill: nobody takes it again
         assert tree(folder) == wanted, f"moment {moment}: {sorted(set(tree(folder)) ^ set(wanted))[:10]}"
         shutil.rmtree(folder)
     assert hit >= MOMENTS // 2, f"only {hit} of the kills came in time"
@@ -181,7 +181,8 @@ def test_killed_at_any_moment_and_started_again(name, start, tmp_path):
 def check_nothing_is_half(folder, wanted, before):
     """Whatever has its final name is whole; no photo of the user is lost, whichever of its two places it is in."""
     now = tree(folder)
-    changing = {path for path in now if path.endswith(("_killed.csv", "_manifest.csv", "_dlib.bin"))}  # they grow from run to run
+    # these grow from run to run
+    changing = {path for path in now if path.endswith(("_killed.csv", "_manifest.csv", "_dlib.bin"))}
     for path, data in now.items():
         if path in wanted and path not in changing:
             assert data == wanted[path], f"{path} is half written"
