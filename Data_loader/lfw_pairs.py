@@ -95,8 +95,8 @@ def read_pairs(pairs_path: str | Path) -> Pairs:
 
     Fields are separated by tabs (then names may contain spaces) or by spaces. The folds come from the first line:
         'N M': N folds of M same and M different pairs (LFW View 2)
-        'M':   one fold of M same and M different pairs (LFW View 1)
-        none:  10 equal folds of consecutive lines if each then has pairs of both kinds, else one fold
+        'M':   one fold of M same and M different pairs (LFW View 1), taken in ten parts: thresholds need other folds
+        none:  ten parts in the order of the file, View 2's folds where its first line is missing
 
     Raises:
         DataError: no such file, not that format (with the line's number), counts other than the first line says, or
@@ -112,7 +112,7 @@ def read_pairs(pairs_path: str | Path) -> Pairs:
     if not pairs:
         raise DataError(f"{pairs_path} holds no pairs")
     is_same = np.array([first[0] == second[0] for first, second in pairs])
-    fold = _folds_without_header(is_same) if header is None else _folds(header, is_same, pairs_path)
+    fold = _tenths(is_same) if header is None else _folds(header, is_same, pairs_path)
     return Pairs(fold, [first for first, _ in pairs], [second for _, second in pairs], is_same)
 
 
@@ -166,15 +166,15 @@ def _folds(header: list[int], is_same: np.ndarray, pairs_path: str | Path) -> np
                 f"{pairs_path}: fold {fold} has {same} same and {2 * half - same} different pairs, "
                 f"but the first line announces {half} of each; correct or delete the first line"
             )
-    return np.repeat(np.arange(num_folds), 2 * half)
+    return np.repeat(np.arange(num_folds), 2 * half) if num_folds > 1 else _tenths(is_same)
 
 
-def _folds_without_header(is_same: np.ndarray) -> np.ndarray:
-    if len(is_same) % 10 == 0:
-        share = is_same.reshape(10, -1).mean(axis=1)
-        if ((share > 0) & (share < 1)).all():
-            return np.repeat(np.arange(10), len(is_same) // 10)
-    return np.zeros(len(is_same), np.int64)
+def _tenths(is_same: np.ndarray) -> np.ndarray:
+    """Ten parts in the order of the file, fewer of few pairs; each has a tenth, +-1, of the pairs of either kind."""
+    parts, fold = max(1, min(10, is_same.sum(), (~is_same).sum())), np.empty(len(is_same), np.int64)
+    for kind in (is_same, ~is_same):
+        fold[kind] = np.arange(kind.sum()) * parts // kind.sum()
+    return fold
 
 
 def prepare_pairs(

@@ -56,18 +56,22 @@ def test_names_with_spaces_need_tabs(tmp_path):
         read_pairs(write_pairs(tmp_path / "pairs.txt", lines, header="1 1", separator=" "))
 
 
-def test_view_1_header_is_one_fold(tmp_path):
-    pairs = read_pairs(write_pairs(tmp_path / "pairs.txt", header="4"))
-    assert pairs.fold.tolist() == [0] * 8
+@pytest.mark.parametrize("header", ["30", "1\t30", None])
+def test_a_single_fold_and_a_file_without_header_are_taken_in_tenths(tmp_path, header):
+    """LFW's View 1 is one fold, and a threshold needs other folds to be chosen on."""
+    same, different = [["A", i, i + 1] for i in range(30)], [["A", i, "B", i] for i in range(30)]
+    pairs = read_pairs(write_pairs(tmp_path / "pairs.txt", same + different, header))
+    assert pairs.fold.tolist() == np.repeat(np.arange(10), 3).tolist() * 2
 
 
 def test_folds_without_header(tmp_path):
     path = tmp_path / "pairs.txt"
-    assert read_pairs(write_pairs(path, header=None)).fold.tolist() == [0] * 8  # 8 pairs do not make 10 folds
-    ten = [["A", i, i + 1] if i % 2 else ["A", i, "B", i] for i in range(40)]
-    assert read_pairs(write_pairs(path, ten, header=None)).fold.tolist() == np.repeat(np.arange(10), 4).tolist()
-    halves = sorted(ten, key=len)  # first all same, then all different pairs: folds of one kind would say nothing
-    assert set(read_pairs(write_pairs(path, halves, header=None)).fold) == {0}
+    assert read_pairs(write_pairs(path, header=None)).fold.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]  # four of a kind
+    view_2 = [["A", k, i] if i < 3 else ["A", k, "B", i] for k in range(10, 20) for i in range(6)]
+    for lines in (view_2, [["A", i, i + 1] if i % 2 else ["A", i, "B", i] for i in range(60)]):
+        assert read_pairs(write_pairs(path, lines, header=None)).fold.tolist() == np.repeat(np.arange(10), 6).tolist()
+    of_one_kind = [["A", i, i + 1] for i in range(20)]  # which has no score, as validation says
+    assert set(read_pairs(write_pairs(path, of_one_kind, header=None)).fold) == {0}
 
 
 @pytest.mark.parametrize("header", ["3\t2", "2\t3", "9", "0\t0", "0"])
@@ -123,11 +127,14 @@ def test_mutated_files_give_clear_errors_or_safe_names(tmp_path):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not here")
-def test_real_lfw_pairs():
+def test_real_lfw_pairs(tmp_path):
     pairs = read_pairs(REAL / "LFW_pairs.txt")
     assert np.bincount(pairs.fold).tolist() == [600] * 10
     assert np.bincount(pairs.fold[pairs.is_same]).tolist() == [300] * 10
     assert len({*pairs.first, *pairs.second}) == 7701
+    headless = tmp_path / "pairs.txt"
+    headless.write_text((REAL / "LFW_pairs.txt").read_text().split("\n", 1)[1])
+    np.testing.assert_array_equal(read_pairs(headless).fold, pairs.fold)
 
 
 # --- photos ------------------------------------------------------------------------------------------------------
