@@ -25,7 +25,7 @@ from Data_preprocessing.photo_files import DataError, photos_of, read_photo, spl
 from Models.calibration import judge, protocol_of
 from Models.checkpoint import choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Models.mask_head import mask_probability, read_faces
-from Models.pictures import ShownFace, plot_comparison
+from Models.pictures import ShownFace, plot_comparison, shortened
 
 EXIT_CODES = {"same": 0, "different": 10, None: 20}
 MAX_CROP_RATIO = 1.25  # longer side / shorter; an image that is farther from a square is no aligned crop
@@ -182,9 +182,9 @@ def photos_in(folder: Path) -> list[tuple[str, Path]]:
 
 def shown(face: Face) -> ShownFace:
     """The face as the picture shows it."""
-    caption = f"{Path(face.path).name}\ndetector: {face.aligned.detector}"
+    caption = f"{shortened(Path(face.path).name)}\ndetector: {face.aligned.detector}"
     if face.masked is not None:
-        caption += f", seems {WEARING[face.seems_masked]} (mask: {face.masked:.0%})"
+        caption += f"\nseems {WEARING[face.seems_masked]} (mask: {face.masked:.0%})"
     return ShownFace(face.photo, face.aligned.box, face.aligned.chip, face.attention, caption)
 
 

@@ -1,5 +1,5 @@
-"""Make the README's pictures of the preparation: docs/pictures/steps.png, a photo, the aligned face, the masked face
-and the attention target; docs/pictures/masks.png, every kind of mask.
+"""Make the README's pictures of drawn people: docs/pictures/steps.png, a photo, the aligned face, the masked face and
+the attention target; masks.png, every kind of mask; compare.png, what compare.py shows of two photos of one person.
 
 The people are drawn, so that no photograph of anybody is published. The README's ROC picture is the demo's:
 python train_maskV9.py --demo && python validate_on_LFW.py --picture docs/pictures/roc.png
@@ -11,15 +11,18 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import compare
 from config_mask import ROOT, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.Image_processing import output_folders, process_photos, read_manifest
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.mask_drawing import ALL_KINDS, draw_mask, random_mask
-from Data_preprocessing.photo_files import iter_photos, read_photo, replacing
+from Data_preprocessing.photo_files import iter_photos, read_photo, replacing, write_jpeg
+from Models.checkpoint import SHIPPED
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -53,6 +56,19 @@ def kinds(face: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, hei
     return np.hstack([part for image in scaled for part in (image, gap)][:-1])
 
 
+def comparison(folder: Path, seed: int, predictor_path: str, picture: Path) -> None:
+    """compare.py's picture of one drawn person, on the second photo with a mask, by the shipped network."""
+    make_sample_faces(folder, 1, 2, seed=seed, small_every=0)
+    unmasked, masked = (folder / photo for photo in iter_photos(folder))
+    comparer = compare.Comparer(SHIPPED, predictor_path, torch.device("cpu"), far=0.01, average_flip=False)
+    photo = read_photo(masked)
+    landmarks = comparer.aligner.align(photo).photo_landmarks
+    choice = random_mask(np.random.default_rng(seed), ("surgical",))
+    write_jpeg(masked, draw_mask(photo, landmarks, choice))
+    print(compare.describe(compare.compare_photos(comparer, unmasked, masked, str(picture))))
+    print(f"written: {picture}")
+
+
 def write_rows(path: Path, rows: list[np.ndarray]) -> None:
     """Write rows of pictures, one below the other, as one PNG."""
     width = max(row.shape[1] for row in rows)
@@ -76,6 +92,7 @@ def main(argv=None) -> None:
         rng, rows = np.random.default_rng(config["seed"]), read_manifest(outputs.manifest).values()
         faces = [(read_photo(outputs.face_notmask / row.face), row.landmarks) for row in rows]
         write_rows(args.folder / "masks.png", [kinds(*face, rng, args.height * 3 // 4) for face in faces])
+        comparison(Path(folder, "two"), config["seed"], config["predictor_path"], args.folder / "compare.png")
 
 
 if __name__ == "__main__":

@@ -211,6 +211,15 @@ def test_a_picture_is_written_of_two_photos_and_of_the_nearest_in_a_folder(drawn
         (tmp_path / "picture.png").unlink()
 
 
+def test_no_line_of_a_caption_is_wider_than_its_photo():
+    aligned = AlignedFace(np.zeros((64, 64, 3), np.uint8), None, (0, 0, 9, 9), 1, None, "hog upsampled")
+    photo = np.zeros((100, 100, 3), np.uint8)
+    face = compare.Face(f"/photos/{'long ' * 30}.jpg", photo, aligned, np.ones(1), None, 1.0)
+    lines = compare.shown(face).caption.split("\n")
+    assert lines[1:] == ["detector: hog upsampled", "seems masked (mask: 100%)"]
+    assert max(map(len, lines)) <= 44 and lines[0].startswith("long ")
+
+
 def test_flipped_embeddings_follow_the_thresholds(drawn, write_checkpoint):
     photos = photo(drawn, 0), photo(drawn, 1)
     plain = run(*photos, checkpoint=write_checkpoint())["distance"]

@@ -165,3 +165,9 @@ def test_validation_writes_the_sheets_of_every_protocol(drawn_options, tmp_path,
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == sorted([*sheets, "distances.png"])
     for name in sheets:
         assert pixels(tmp_path / "sheets" / name).std() > 30
+    as_is = validate_on_LFW.main([*options, "--as_is", "--pictures", str(tmp_path / "as is")])
+    assert list(as_is["protocols"]) == ["as is"]  # one side only: no mask is drawn
+    assert as_is["protocols"]["as is"]["auc"] == pytest.approx(plain["protocols"]["unmasked"]["auc"], abs=0.01)
+    assert sorted(path.name for path in (tmp_path / "as is").iterdir()) == [
+        "distances.png", "false_accepts_as is.png", "false_rejects_as is.png"
+    ]  # fmt: skip

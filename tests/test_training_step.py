@@ -17,6 +17,7 @@ from Losses.Triplet_loss import batch_triplets, hard_triplet_loss
 from Models.checkpoint import build_network, init_from, load_checkpoint
 from Models.optimizer import WARMUP, make_optimizer, rate_share, set_learning_rate
 from Models.training_step import Objective, batch_loss, find_hard, half_precision, judge
+from validate_on_LFW import PROTOCOLS
 
 
 class Embed(nn.Module):
@@ -170,3 +171,11 @@ def test_a_run_starts_from_a_checkpoint_with_another_embedding(drawn_options, tm
     network = build_network({**config, "model": 34})
     with pytest.raises(DataError, match="another trunk"):
         init_from(network, first)
+
+
+def test_another_test_set_is_validated_each_epoch_beside_lfw(drawn_options, tmp_path):
+    paths = dict(zip(drawn_options[::2], drawn_options[1::2], strict=True))
+    other = ("--NOTLFW_data_path", paths["--LFW_data_path"], "--NOTLFW_pairs", paths["--LFW_pairs"])
+    rows = read_metrics(train(drawn_options, tmp_path, "--epochs", "2", *other)["metrics"])
+    assert len(rows) == 2 and all(row[f"notlfw_{p}_auc"] == row[f"{p}_auc"] for row in rows for p in PROTOCOLS)
+    assert len(list(tmp_path.glob("ROC_images/*/notlfw_epoch_*.png"))) == 2
