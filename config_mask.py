@@ -111,8 +111,8 @@ BEST = {
 }
 RECIPES = {
     "best": BEST,
-    # goes on from a best.pt of "best" (--init_from PATH) at the resolution of the shipped network
-    "best_112": {**BEST, "image_size": 112, "learning_rate_schedule": [(0, 0.0007)]},
+    # goes on from a best.pt of "best" (--init_from PATH), with as much jitter as a mask causes: the shipped network
+    "best_on": {**BEST, "jitter": 1.0, "learning_rate_schedule": [(0, 0.0011)]},
     "v9": {},
     "plain": {"cbam": False, "attention": "none"},
     "cbam": {"attention": "none"},

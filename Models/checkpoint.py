@@ -15,7 +15,7 @@ FORMAT = "V9 checkpoint 1"
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
 FIXED_KEYS = ("model", "embedding_dim", "attention", "cbam", "image_size", "optimizer", "teacher")
 TEACHER_DIM = 128  # of dlib's descriptors
-SHIPPED = Path(__file__).with_name("pretrained") / "v9_best_112.pt"  # the network that comes with this repository
+SHIPPED = Path(__file__).with_name("pretrained") / "v9_best.pt"  # the network that comes with this repository
 
 
 def choose_device(name: str | None = None) -> torch.device:

@@ -30,7 +30,7 @@ from validate_on_LFW import PROTOCOLS, embed_faces, summarise
 
 SUITES = ("flat", "kinds", "realigned")
 COLUMNS = "recipe seed images suite unmasked masked cross pairs attention_iou attention_iou_constant seconds".split()
-EPOCHS = 4  # of a run: so often the pairs kept aside are looked at
+EPOCHS = 2  # of a run: so often the pairs kept aside are looked at
 
 
 def main(argv=None) -> None:
@@ -40,7 +40,7 @@ def main(argv=None) -> None:
     elif args.compare:
         print(comparison(args.csv, *args.compare))
     elif args.recipe == "dlib":
-        score(args, prepare(args.faces, args.work), "dlib", dlib_embeddings, {})
+        score(args, prepare(args.faces, args.work), f"dlib {args.image_size} px", dlib_embeddings, {})
     elif args.checkpoint or args.recipe in RECIPES:
         data = prepare(args.faces, args.work)
         path, figures = (args.checkpoint, {}) if args.checkpoint else train(args, data)
