@@ -2,7 +2,8 @@
 
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
 Exit code: 0 the same person, 10 different people, 20 no answer (no face, no photo, or a checkpoint without thresholds,
-which Models/calibration.py adds), 2 wrong arguments. Without --checkpoint: the newest best.pt, or else the shipped one.
+which Models/calibration.py adds), 2 wrong arguments. Without --checkpoint: the newest best.pt if it has thresholds, or
+else the shipped network.
 """
 
 import argparse
@@ -23,19 +24,17 @@ from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.face_alignment import AlignedFace
 from Data_preprocessing.photo_files import DataError, photos_of, read_photo, split_files, write_whole
 from Models.calibration import judge, protocol_of
-from Models.checkpoint import choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Models.checkpoint import SHIPPED, choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Models.mask_head import mask_probability, read_faces
 from Models.pictures import ShownFace, plot_comparison, shortened
 
 EXIT_CODES = {"same": 0, "different": 10, None: 20}
-MAX_CROP_RATIO = 1.25  # longer side / shorter; an image that is farther from a square is no aligned crop
 DETECTORS = {
     "hog": "dlib's HOG detector",
     "hog upsampled": "dlib's HOG detector on the photo at twice its size",
     "hog lenient": "dlib's HOG detector, below its usual threshold",
     "cnn": "dlib's CNN detector",
-    "whole image": "no detector found a face: the whole image is taken for an aligned crop (if it is none, the answer "
-    "means nothing)",
+    "whole image": "none of dlib's detectors; the whole image is taken, for it looks like an aligned crop",
 }
 WEARING = {None: "", True: "masked", False: "unmasked"}
 SIDES = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}
@@ -96,14 +95,15 @@ class Comparer:
 
     def read(self, path: str | Path) -> Face:
         """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face."""
+        if not Path(path).exists():
+            raise NoAnswer(f"There is no photo {path}.")
         try:
             photo = read_photo(path)
         except DataError as error:
-            raise NoAnswer(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)})") from error
+            raise NoAnswer(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
         aligned = self.aligner.align(photo, chain="any")
-        sides = sorted(photo.shape[:2])
-        if aligned is None or (aligned.detector == "whole image" and sides[1] > MAX_CROP_RATIO * sides[0]):
-            raise NoAnswer(f"No face was found in {path}, and it is no aligned crop, which would be nearly square.")
+        if aligned.detector == "whole image" and not self.aligner.looks_aligned(photo):
+            raise NoAnswer(f"No face was found in {path}, and it does not look like an aligned crop of one.")
         images = torch.from_numpy(aligned.chip.transpose(2, 0, 1)[None].copy())
         outputs = read_faces(self.network, [images], self.device, self.flip)
         masked = None if self.head is None else float(mask_probability(outputs.features, self.head)[0])
@@ -132,8 +132,7 @@ def compare_photos(comparer: Comparer, first: Path, second: Path, picture: str |
     faces = comparer.read(first), comparer.read(second)
     report = comparer.compare(*faces)
     if picture:
-        title = f"distance {report['distance']:.3f}: {in_words(report)}"
-        plot_comparison(shown(faces[0]), shown(faces[1]), title, picture)
+        plot_comparison(shown(faces[0]), shown(faces[1]), headline(report), picture)
     return {"first": faces[0].record(), "second": faces[1].record(), **report}
 
 
@@ -154,14 +153,13 @@ def compare_with_folder(comparer: Comparer, photo: Path, folder: Path, nearest: 
         raise NoAnswer(f"{folder}: not one of its {len(entries)} photos has a face to compare with.")
     order = sorted(best.values(), key=lambda found: found["distance"])[:nearest]
     if picture:
-        title = (
-            f"nearest of {len(best)}: {order[0]['person']}, distance {order[0]['distance']:.3f}: {in_words(order[0])}"
-        )
+        title = f"nearest of {len(best)}: {shortened(order[0]['person'])}\n{headline(order[0])}"
         plot_comparison(shown(query), shown(comparer.read(order[0]["path"])), title, picture)
     return {
         "first": query.record(),
         "nearest": order,
         "people_searched": len(best),
+        "photos_searched": len(entries) - len(skipped),
         "photos_skipped": skipped,
         "verdict": order[0]["verdict"],
     }
@@ -197,12 +195,16 @@ def in_words(report: dict) -> str:
     return f"same person (1 in {round(1 / report['strangers_that_would_pass']):,} strangers would pass)"
 
 
+def headline(report: dict) -> str:
+    """Distance, who wears a mask, and verdict of ``Comparer.compare`` in one line."""
+    sides = f" ({SIDES[report['protocol']]})" if report["verdict"] else ""
+    return f"distance {report['distance']:.3f}{sides}: {in_words(report)}"
+
+
 def describe_face(record: dict) -> str:
     """One line on a photo's face."""
     many = f"; {record['faces_found']} faces, the one nearest the middle is taken" if record["faces_found"] > 1 else ""
     text = f"{record['path']}: face found by {DETECTORS[record['detector']]}{many}"
-    if record["detector"] == "whole image":
-        text = f"{record['path']}: {DETECTORS['whole image']}"
     if record["seems_masked"] is None:
         return text
     return f"{text}; seems {WEARING[record['seems_masked']]} (mask: {record['mask_probability']:.0%})"
@@ -218,7 +220,10 @@ def describe(report: dict) -> str:
         deciding = report["nearest"][0]
         for number, found in enumerate(report["nearest"], start=1):
             lines.append(f"{number:>3}. {found['distance']:.3f}  {found['person']}  {in_words(found)}  {found['path']}")
-        lines.append(f"{report['people_searched']} searched, {len(report['photos_skipped'])} photos without an answer")
+        lines.append(
+            f"searched: {report['people_searched']} people, {report['photos_searched']} photos; without an answer: "
+            f"{len(report['photos_skipped'])} photos"
+        )
         lines += [f"  {problem}" for problem in report["photos_skipped"][:5]]
     else:
         lines += [describe_face(report["second"]), f"distance {report['distance']:.3f}", in_words(report)]
@@ -231,24 +236,45 @@ def describe(report: dict) -> str:
         "of one person do)"
     )
     if "nearest" in report:
-        chance = report["people_searched"] * deciding["threshold_far"]
-        lines.append(f"Among so many people about {chance:.2g} strangers would pass by chance.")
+        chance = report["photos_searched"] * deciding["threshold_far"]
+        lines.append(f"Of {report['photos_searched']} photos of strangers about {chance:.2g} would pass by chance.")
     return "\n".join(lines)
+
+
+def checkpoint_with_thresholds(output_path: str) -> Path:
+    """The newest best.pt if it has thresholds, or else the shipped network: without them there is no verdict."""
+    newest = find_checkpoint(None, output_path)
+    if newest == SHIPPED or not SHIPPED.is_file() or "thresholds" in load_checkpoint(newest):
+        return newest
+    print(
+        f"note: {newest} has no thresholds (Models/calibration.py adds them): taking the shipped network",
+        file=sys.stderr,
+    )
+    return SHIPPED
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s A B [options]",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("first", metavar="A", help="a photo, or a folder of photos or of people")
     parser.add_argument("second", metavar="B", help="a photo, or such a folder; not both")
-    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file")
+    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: see above)")
     parser.add_argument(
         "--far", type=float, default=1e-2, metavar="SHARE", help="of strangers that may pass (default: %(default)s)"
     )
     parser.add_argument("--nearest", type=int, default=5, metavar="K", help="people of a folder (default: %(default)s)")
     parser.add_argument("--picture", metavar="PATH", help="write photos, aligned faces and attention as one PNG")
-    parser.add_argument("--json", metavar="PATH", help="write the answer as JSON; - prints it instead of the text")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help="write the answer as JSON; without PATH, or with -, print it instead of the text",
+    )
     parser.add_argument(
         "--average_flip",
         action="store_true",
@@ -268,7 +294,7 @@ def main(argv=None) -> dict:
         raise DataError("Both are folders: give one photo, and a photo or a folder to compare it with.")
     if args.nearest < 1:
         raise DataError(f"--nearest {args.nearest}: must be 1 or more")
-    checkpoint_path = find_checkpoint(args.checkpoint, config["output_path"])
+    checkpoint_path = Path(args.checkpoint or checkpoint_with_thresholds(config["output_path"])).expanduser()
     comparer = Comparer(
         checkpoint_path, config["predictor_path"], choose_device(args.device), args.far, args.average_flip
     )

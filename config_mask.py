@@ -8,6 +8,7 @@ import argparse
 import ast
 import importlib
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -42,6 +43,8 @@ config = {
     "flip": False,  # mirror half of the images
     "jitter": 0.0,  # of the alignment; 1: as much as a mask moves it (3.5 degrees, 10 % of the size, 4 % of the width)
     "photo_jitter": 0.0,  # of brightness, contrast, colour, sharpness; 1: plainly visible
+    "mix": 0.0,  # share of the faces blended with another person's, before the mask: new people, whom only a teacher
+    # ^ can tell anything of; needs masks = new, a teacher, and triplet_weight = 0
     "test_masks": "flat",  # of test faces; flat, kinds: all kinds, realigned: all kinds, and the face found anew,
     # ^ as_is: none is drawn, the photos show real ones
     # --- network ----------------------------------------------------------------------------------------------------
@@ -111,8 +114,8 @@ BEST = {
 }
 RECIPES = {
     "best": BEST,
-    # goes on from a best.pt of "best" (--init_from PATH), with as much jitter as a mask causes: the shipped network
-    "best_on": {**BEST, "jitter": 1.0, "learning_rate_schedule": [(0, 0.0011)]},
+    # goes on from a best.pt of "best" (--init_from PATH): as much jitter as a mask causes, half of the faces blended
+    "best_on": {**BEST, "jitter": 1.0, "mix": 0.5, "learning_rate_schedule": [(0, 0.0011)]},
     "v9": {},
     "plain": {"cbam": False, "attention": "none"},
     "cbam": {"attention": "none"},
@@ -179,7 +182,7 @@ POSITIVE = frozenset({
     "num_train_triplets", "save_every", "patience", "mined_faces",
 })  # fmt: skip
 NOT_NEGATIVE = (
-    "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter",
+    "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter", "mix",
     "save_every_minutes",
 )  # fmt: skip
 
@@ -213,7 +216,7 @@ def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> d
         raise DataError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}")
     final = {**chosen, **(changes or {}), **RECIPES.get(recipe, {})}
     for key, value in final.items():
-        if key in PATH_KEYS and value is not None:
+        if key in PATH_KEYS and isinstance(value, str):
             final[key] = str((ROOT / value).resolve())
     for key, default in config.items():
         text = getattr(args, key, None)
@@ -249,6 +252,9 @@ def check_config(final: dict) -> None:
     unknown, missing = sorted(set(final) - set(config)), sorted(set(config) - set(final))
     if unknown or missing:
         raise DataError(f"config: unknown keys {unknown}, missing keys {missing}; the keys are: {', '.join(config)}")
+    for key, default in config.items():
+        if not _is_like(key, final[key], default):
+            raise DataError(f"{key} = {final[key]!r}: must be of the same type as the default, {default!r}")
     for key, choices in CHOICES.items():
         if final[key] not in choices:
             raise DataError(f"{key} = {final[key]!r}: must be one of {', '.join(map(str, choices))}")
@@ -258,8 +264,11 @@ def check_config(final: dict) -> None:
     for key in NOT_NEGATIVE:
         if final[key] < 0:
             raise DataError(f"{key} = {final[key]!r}: must be 0 or greater")
-    if not 0 <= final["unmasked_share"] <= 1:
-        raise DataError(f"unmasked_share = {final['unmasked_share']!r}: must be from 0 to 1")
+    for key in ("unmasked_share", "mix"):
+        if not 0 <= final[key] <= 1:
+            raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")
+    if final["mix"] and (final["masks"] != "new" or final["teacher"] == "none" or final["triplet_weight"]):
+        raise DataError("mix makes faces of nobody: it needs masks = new, teacher = dlib and triplet_weight = 0")
     if final["batch_photos"] < 2:
         raise DataError(f"batch_photos = {final['batch_photos']!r}: a triplet needs two photos of a person")
     check_kinds(final["mask_kinds"])
@@ -272,6 +281,15 @@ def check_config(final: dict) -> None:
     if final["compile"] and final["activation_checkpointing"]:
         raise DataError("compile and activation_checkpointing do not go together: switch one of them off")
     check_schedule(final["learning_rate_schedule"])
+
+
+def _is_like(key: str, value: object, default: object) -> bool:
+    """True if the value has a type that the key can have: a config may be written by hand, or come from a file."""
+    if default is None or key in PATH_KEYS:
+        return value is None or type(value) is (str if key in PATH_KEYS else int)
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, list | tuple) if isinstance(default, list) else type(value) is type(default)
 
 
 def check_schedule(schedule: list) -> None:

@@ -32,7 +32,15 @@ from Data_loader.Data_loader_facenet_mask import (
 from Data_preprocessing.photo_files import DataError
 from Losses.epoch_figures import Tally
 from Models.CBAM_Face_attention_Resnet import frozen_statistics
-from Models.checkpoint import check_can_continue, load_checkpoint, newest_checkpoint, restore, training_state
+from Models.checkpoint import (
+    RESUMED,
+    check_can_continue,
+    load_checkpoint,
+    newest_checkpoint,
+    require,
+    restore,
+    training_state,
+)
 from Models.distributed import (
     all_sum,
     average_running_statistics,
@@ -71,7 +79,7 @@ def main(argv=None) -> dict | None:
             prepare_demo(config)
         with main_first():
             train_loader, test_sets = make_loaders(config)
-            objective = make_objective(config, train_loader)
+            objective = make_objective(config, train_loader, device)
         with open_run(config, args.run_name, checkpoint) as run:
             return train(args, config, checkpoint, device, train_loader, test_sets, objective, run)
 
@@ -220,7 +228,7 @@ def train_one_epoch(
     for batch in pack_hard_triplets(batches, screen, pack_to, waiting) if pack_to else batches:
         judged, hard = look(batch)
         loss, attention = batch_loss(judged, hard, objective)
-        if hard.total or (objective.descriptors is not None and hard.total_images):
+        if hard.total or (objective.teacher and hard.total_images):
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -254,6 +262,7 @@ def settings(args: argparse.Namespace) -> tuple[dict, dict | None]:
             "ended before its first checkpoint begins again), or give a path."
         )
     checkpoint = load_checkpoint(path)
+    require(checkpoint, path, *RESUMED)
     config = config_from_args(args, checkpoint["config"])
     check_can_continue(checkpoint, config, path)
     folder = Path(path).resolve().parent

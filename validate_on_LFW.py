@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from config_mask import ROOT, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Data_loader.lfw_pairs import PairSet
-from Data_preprocessing.photo_files import DataError, write_whole
-from Models.checkpoint import choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Data_preprocessing.photo_files import DataError, file_errors, write_whole
+from Models.checkpoint import choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint, require
 from Models.distributed import gather_rows
 from Models.pictures import plot_roc, write_pictures
 
@@ -260,15 +260,21 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt, or else the shipped)"
     )
     parser.add_argument("--data_path", metavar="FOLDER", help="photos, one folder per person (default: LFW_data_path)")
-    parser.add_argument("--pairs_path", metavar="FILE", help="pairs in LFW's format (default: LFW_pairs)")
+    parser.add_argument(
+        "--pairs_path",
+        metavar="FILE",
+        help="pairs in LFW's format (default: what create_pairs.py made of --data_path, or else LFW_pairs)",
+    )
     parser.add_argument(
         "--picture", metavar="PATH", help="ROC picture (default: ROC_images/<run>/<checkpoint>_<data>.png)"
     )
     parser.add_argument(
         "--pictures",
+        nargs="?",
+        const="",
         metavar="FOLDER",
         help="also write the hardest false accepts and false rejects, with what the network looks at, and histograms "
-        "of the distances, into this folder",
+        "of the distances (default: into a folder named like the ROC picture)",
     )
     parser.add_argument("--as_is", action="store_true", help="draw no masks: the photos show real ones")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
@@ -281,7 +287,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tuple[str, str]:
     """Photos and pairs to test on: what the command line says, else the config's, else those of the training run."""
     if args.data_path or args.pairs_path:
-        return args.data_path or config["LFW_data_path"], args.pairs_path or config["LFW_pairs"]
+        made = Path(f"{Path(args.data_path).expanduser().resolve()}_pairs.txt") if args.data_path else None
+        beside = str(made) if made and made.is_file() else config["LFW_pairs"]  # create_pairs.py puts it there
+        return args.data_path or config["LFW_data_path"], args.pairs_path or beside
     chosen = config
     if args.LFW_data_path is None and args.LFW_pairs is None and not Path(config["LFW_pairs"]).exists():
         chosen = trained_with  # such as the drawn people of the demo
@@ -293,7 +301,8 @@ def main(argv=None) -> dict:
     config = config_from_args(args)
     path = find_checkpoint(args.checkpoint, config["output_path"])
     checkpoint = load_checkpoint(path)
-    trained_with = checkpoint["config"]
+    require(checkpoint, path, "progress", "train_people")
+    trained_with = {**config, **checkpoint["config"]}
     device = choose_device(args.device)
     model = network_from_checkpoint(checkpoint, path).to(device)
     data_path, pairs_path = test_paths(args, config, trained_with)
@@ -315,17 +324,19 @@ def main(argv=None) -> dict:
     print(format_table(summaries))
     print(f"aligning or reading the cache took {aligned - start:.1f} s, scoring {time.perf_counter() - aligned:.1f} s")
 
-    picture = args.picture or Path(
-        config["output_path"], "ROC_images", path.parent.name, f"{path.stem}_{Path(data_path).name}.png"
-    )
+    name = f"{path.stem}_{Path(data_path).name}{'_as_is' if args.as_is else ''}"
+    picture = args.picture or Path(config["output_path"], "ROC_images", path.parent.name, f"{name}.png")
     plot_roc(evaluations, picture, title=f"{path.parent.name}, {path.name} on {Path(data_path).name}")
     print(f"ROC picture: {picture}")
-    if args.pictures:
-        write_pictures(model, test_set, distances, protocols, args.pictures, device)
-        print(f"hardest pairs and histograms of the distances: {args.pictures}")
+    if args.pictures is not None:
+        folder = args.pictures or Path(picture).with_suffix("")
+        best = {protocol: summary["best_distance"] for protocol, summary in summaries.items()}
+        write_pictures(model, test_set, distances, best, protocols, folder, device)
+        print(f"hardest pairs and histograms of the distances: {folder}")
     report = {"checkpoint": str(path), "protocols": summaries}
     if args.json:
-        write_whole(args.json, json.dumps(report, indent=2) + "\n")
+        with file_errors(args.json):
+            write_whole(args.json, json.dumps(report, indent=2) + "\n")
     return report
 
 

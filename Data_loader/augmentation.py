@@ -28,6 +28,7 @@ class Augmentation(NamedTuple):
     flip: bool = False
     jitter: float = 0.0
     photo_jitter: float = 0.0
+    mix: float = 0.0
 
     @property
     def changes(self) -> bool:
@@ -37,6 +38,12 @@ class Augmentation(NamedTuple):
     def unmasked(self, rng: np.random.Generator) -> bool:
         """Whether the next face is shown without a mask."""
         return self.unmasked_share > 0 and rng.random() < self.unmasked_share
+
+    def partner(self, rng: np.random.Generator, num_faces: int) -> tuple[int, float] | None:
+        """The row of another face that the next one is blended with, and the share of it, 0 to 0.5; None: with none."""
+        if not self.mix or rng.random() >= self.mix:
+            return None
+        return int(rng.integers(num_faces)), float(rng.uniform(0, 0.5))
 
 
 def of_config(config: dict) -> Augmentation:
@@ -48,6 +55,7 @@ def of_config(config: dict) -> Augmentation:
         flip=config["flip"],
         jitter=config["jitter"],
         photo_jitter=config["photo_jitter"],
+        mix=config["mix"],
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from Data_loader.triplet_dataset import FaceLoader
 from Data_preprocessing.Image_processing import OutputFolders, output_folders, process_photos, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
-from Data_preprocessing.photo_files import DataError, is_photo_name, person_folders, photos_of
+from Data_preprocessing.photo_files import PHOTO_NUMBER, DataError, numbered_photos, person_folders, photos_of
 from Data_preprocessing.photo_images import NO_MASKED_FACE
 from Data_preprocessing.run_lock import BusyError
 
@@ -29,7 +29,6 @@ SUITES = {  # how the masked test faces are made: what process_photos is told
     "as_is": {"mask_kinds": (), "chain": "any"},  # the photos show real masks: none is drawn, none is left out
 }
 WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at a cache that another run is writing, and until it is refused
-NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Pairs(NamedTuple):
@@ -105,7 +104,7 @@ def read_pairs(pairs_path: str | Path) -> Pairs:
     header, pairs = None, []
     for number, line in _lines(pairs_path):
         fields = [field.strip() for field in line.split("\t" if "\t" in line else None)]
-        if header is None and not pairs and len(fields) < 3 and all(NUMBER.fullmatch(field) for field in fields):
+        if header is None and not pairs and len(fields) < 3 and all(PHOTO_NUMBER.fullmatch(field) for field in fields):
             header = [int(field) for field in fields]
         else:
             pairs.append(_parse_pair(fields, f"{pairs_path}, line {number}"))
@@ -123,7 +122,7 @@ def _lines(pairs_path: str | Path) -> list[tuple[int, str]]:
     except FileNotFoundError as error:
         raise DataError(
             f"There is no pairs file {pairs_path}. For LFW it is pairs.txt of the official site (View 2), for other "
-            "photos write one in its format, or try the whole recipe on drawn faces first: "
+            "photos Data_preprocessing/create_pairs.py makes one; or try the whole recipe on drawn faces first: "
             "python train_maskV9.py --demo"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -142,7 +141,7 @@ def _parse_pair(fields: list[str], where: str) -> tuple[Photo, Photo]:
     for name, number in photos:
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or os.path.splitdrive(name)[0]:
             raise DataError(f"{where}: {name!r} is not the name of a person's folder")
-        if not NUMBER.fullmatch(number):
+        if not PHOTO_NUMBER.fullmatch(number):
             raise DataError(f"{where}: {number!r} is not a photo's number (names with spaces need tabs between fields)")
     first, second = ((name, int(number)) for name, number in photos)
     if first == second:
@@ -194,7 +193,8 @@ def prepare_pairs(
     this one waits for it, up to an hour. Where all is cached neither dlib nor the photos themselves are needed.
 
     Args:
-        data_path: photos as ``name/name_0001.jpg``; any number of digits, jpg, jpeg or png.
+        data_path: photos as ``name/name_0001.jpg``, any number of digits, jpg, jpeg or png; or ``name/...`` called
+            otherwise, then they count in sorted order.
         image_size: px, of the square faces.
         seed: of the drawn masks.
         workers: processes; None: one a processor.
@@ -263,16 +263,10 @@ def cache_folders(
 def find_photos(wanted: Iterable[Photo], files_of: Callable[[str], Iterable[str]]) -> dict[Photo, str]:
     """``(name, number)`` -> 'person/file' of those of the ``wanted`` photos that exist.
 
-    ``files_of(person)`` lists a person's files. A photo is called <person>_<number> with any number of digits and a
-    photo's suffix; where several have one number, the first in sorted order is taken.
+    ``files_of(person)`` lists a person's files; see ``numbered_photos`` for which number a photo has.
     """
-    found = {}
-    for person in {name for name, _ in wanted}:
-        for file in sorted(files_of(person)):
-            prefix, _, number = os.path.splitext(file)[0].rpartition("_")
-            if prefix == person and is_photo_name(file) and NUMBER.fullmatch(number):
-                found.setdefault((person, int(number)), f"{person}/{file}")
-    return {photo: found[photo] for photo in wanted if photo in found}
+    of_person = {person: numbered_photos(person, files_of(person)) for person in {name for name, _ in wanted}}
+    return {(name, number): f"{name}/{of_person[name][number]}" for name, number in wanted if number in of_person[name]}
 
 
 def _photos_on_disk(data_path: str | Path, person: str) -> list[str]:
@@ -288,7 +282,9 @@ def _photos_in_cache(wanted: Iterable[Photo], manifest: dict, outputs: OutputFol
         folders = (outputs.face_notmask, outputs.face_mask)
         if row.status != "ok" or all(os.path.isfile(os.path.join(folder, row.face)) for folder in folders):
             person, file = source.split("/", 1)
-            files.setdefault(person, []).append(file)
+            # of photos called otherwise the number is their place among all, and all are not here
+            if re.fullmatch(re.escape(person) + r"_[0-9]{1,18}\.\w+", file):
+                files.setdefault(person, []).append(file)
     return find_photos(wanted, lambda person: files.get(person, []))
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from Data_preprocessing.align_photos import start_worker
+from Data_preprocessing.manifest import check_space
 from Data_preprocessing.photo_files import DataError, decode_photo, file_errors, write_whole
 from Data_preprocessing.run_lock import locked
 
@@ -42,7 +43,7 @@ RECORD = np.dtype(
         ("descriptor", "<f4", DIMENSIONS),
     ]
 )
-CHUNK = 16  # faces that a worker takes at once: about half a second of work
+CHUNK = 16  # faces that a worker takes at once: about a seventh of a second of work
 LOOK_AHEAD = 4  # chunks per worker under way: bounds the memory, and the work that a kill loses
 BLOCK = 65536  # records that are gathered at once
 
@@ -67,7 +68,7 @@ def dlib_descriptors(
 
     A face is taken from the cache if its file has the size and the time of change it had then. If only the time
     differs, the file is read, and computed again if its CRC-32 differs too. Faces in the cache that are not asked for
-    are kept. dlib is imported only if a face must be computed.
+    are kept. dlib itself is not needed: its network runs in PyTorch (Models/dlib_face_network.py).
 
     Args:
         faces: 'person/file.jpg' below ``folder``: unmasked faces of any square size as FaceAligner cuts them out; its
@@ -91,6 +92,7 @@ def dlib_descriptors(
     if not current.all():
         needed = RECORD.itemsize * int((~current).sum())
         with file_errors(cache_path, lambda: needed), locked(cache_path.with_suffix(".lock")):
+            check_space(needed, cache_path.parent)
             problems = add_missing(faces, keys, stats, folder, cache_path, workers, compute)
             records = read_cache(cache_path)
         if problems:
@@ -101,18 +103,6 @@ def dlib_descriptors(
             )
         rows = last_rows(records, keys)
     return records["descriptor"][rows]
-
-
-def centred(descriptors: np.ndarray) -> np.ndarray:
-    """(N, 128) float32 unit rows: the directions of the descriptors from their mean.
-
-    dlib's unit descriptors lie in a narrow cone (the mean of 14,830 real faces' has length 0.91), so that a network
-    which always answers with the mean is nearly right, and learns the rest slowly: after 10,000 images its AUC was 0.76
-    with the descriptors as they are, 0.80 with these (unmasked, ResNet-18 at 80 px, one seed). As descriptors they are
-    a little worse: AUC 0.9967 instead of 0.9973 on those faces.
-    """
-    rows = descriptors - descriptors.mean(axis=0)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def face_keys(faces: Sequence[str]) -> np.ndarray:
@@ -301,19 +291,26 @@ def find_network() -> Path:
 
 
 @lru_cache(maxsize=1)
-def load_network() -> Callable:
+def load_network() -> Compute:
     """The process's network, loaded when the first face needs it. Raises DataError if it is missing or damaged."""
-    import dlib
+    import torch  # here: a worker whose faces are all in the cache need not wait for it
 
-    path = find_network()
+    from Models.dlib_face_network import load_dlib_network
+
+    if multiprocessing.parent_process():
+        torch.set_num_threads(1)  # the processes are the parallelism
     try:
-        return dlib.face_recognition_model_v1(str(path)).compute_face_descriptor
-    except (RuntimeError, MemoryError, ValueError) as error:
-        raise DataError(
-            f"{path} is not dlib's whole face recognition model ({error}). Delete it and download {NETWORK_URL} again."
-        ) from error
+        network = load_dlib_network(find_network())
+    except DataError as error:
+        raise DataError(f"{error} Delete it and download {NETWORK_URL} again.") from error
+
+    @torch.inference_mode()
+    def describe_chip(chip: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(chip.transpose(2, 0, 1)[None].copy()))[0].numpy()
+
+    return describe_chip
 
 
 def dlib_descriptor(chip: np.ndarray) -> np.ndarray:
-    """(128,) float64 descriptor of a (150, 150, 3) uint8 RGB chip, of length 1.3 to 1.6."""
-    return np.array(load_network()(chip))
+    """(128,) float32 descriptor of a (150, 150, 3) uint8 RGB chip, of length 1.3 to 1.6."""
+    return load_network()(chip)

@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from Data_loader.augmentation import Augmentation, change, new_mask, random_numbers
-from Data_preprocessing.photo_files import DataError
+from Data_loader.teacher import CHIP_SIZE, to_chip_size
+from Data_preprocessing.photo_files import DataError, decode_photo
 
 PREFETCH = 2  # batches that each loader process may make ahead
 
@@ -66,6 +67,10 @@ class TrainDataset(_FaceFiles):
         images: (3, 3, S, S) uint8, 0..255, RGB; anchor, positive, negative
         targets: (3, 1, S, S) uint8, 0 or 255, white = face above the mask; absent without ``mask_data_path``
         triplet: (3,) int64, the rows
+    A batch, where ``how`` blends faces, also
+        blends: (M, 3, 150, 150) uint8 RGB, the blended faces before they were masked and moved, as dlib's network takes
+            them: a blend is a new face, whose descriptor nobody knows yet
+        blended: (M,) int64, which of the batch's images these are
 
     Args:
         data_path: folder of the faces as they are shown if ``how`` changes nothing.
@@ -102,13 +107,22 @@ class TrainDataset(_FaceFiles):
             batch["targets"] = _empty(len(triplets), 3, 1, size, size)
         images = batch["images"].numpy()
         targets = batch["targets"].numpy() if "targets" in batch else None
+        blends = {}
         for number, (*triplet, draw) in enumerate((*t, 0) if len(t) == 3 else t for t in triplets):
             for place, row in enumerate(triplet):
                 target = None if targets is None else targets[number, place, 0]
                 if self.how.changes:
-                    self._show(row, random_numbers(self.seed, draw, place), images[number, place], target)
+                    numbers = random_numbers(self.seed, draw, place)
+                    blend = self._show(row, numbers, images[number, place], target)
+                    if blend is not None:
+                        blends[3 * number + place] = blend
                 else:
                     self._read(self.data_path, row, images[number, place], target)
+        if self.how.mix:
+            batch["blends"] = _empty(len(blends), 3, CHIP_SIZE, CHIP_SIZE)
+            for blend, chip in zip(blends.values(), batch["blends"].numpy(), strict=True):
+                cv2.split(to_chip_size(blend), [chip[0], chip[1], chip[2]])
+            batch["blended"] = torch.tensor(list(blends), dtype=torch.int64)
         rows = [list(triplet[:3]) for triplet in triplets]
         return {**batch, "triplet": torch.tensor(rows, dtype=torch.int64).view(-1, 3)}
 
@@ -119,18 +133,32 @@ class TrainDataset(_FaceFiles):
         if target is not None:
             read_target(os.path.join(self.mask_data_path, name), self.image_size, target)
 
-    def _show(self, row: int, rng: np.random.Generator, image: np.ndarray, target: np.ndarray | None) -> None:
-        """As ``_read``, but the face as ``how`` and ``rng`` want it."""
-        unmasked = self.how.unmasked(rng)
+    def _show(
+        self, row: int, rng: np.random.Generator, image: np.ndarray, target: np.ndarray | None
+    ) -> np.ndarray | None:
+        """As ``_read``, but the face as ``how`` and ``rng`` want it; returns the blend if it is one."""
+        unmasked, partner, blend = self.how.unmasked(rng), self.how.partner(rng, len(self)), None
         new = self.how.masks == "new"
-        self._read(self.notmask_data_path if new or unmasked else self.data_path, row, image, None if new else target)
-        face, shown = np.ascontiguousarray(image.transpose(1, 2, 0)), target
+        if partner is None:
+            folder = self.notmask_data_path if new or unmasked else self.data_path
+            self._read(folder, row, image, None if new else target)
+            face, shown = np.ascontiguousarray(image.transpose(1, 2, 0)), target
+        else:
+            blend = self._blend(row, *partner)
+            face, shown = _resized(blend, self.image_size), target
         if new:
             face, shown = new_mask(face, self.landmarks[row], unmasked, self.how.mask_kinds, rng)
         face, shown = change(face, None if target is None else shown, self.how, rng, unmasked)
         cv2.split(face, [image[0], image[1], image[2]])
         if target is not None:
             target[:] = shown
+        return blend
+
+    def _blend(self, row: int, other: int, share: float) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: the unmasked face ``row`` with a share of the face ``other`` in it; both are aligned."""
+        paths = [os.path.join(self.notmask_data_path, self.names[number]) for number in (row, other)]
+        face, second = (_decode(path, cv2.IMREAD_COLOR_RGB) for path in paths)
+        return cv2.addWeighted(face, 1 - share, _resized(second, len(face)), share, 0)
 
     def mean_target(self, at_most: int = 2000) -> torch.Tensor:
         """(1, 1, S, S) float32, 0..1: the mean of the targets, or of so many spread evenly over the index."""
@@ -208,7 +236,7 @@ class _Slots:
         """A uint8 tensor to fill, in the slot's memory for tensors of this shape but for the batch size."""
         key, size = (self._turn, *shape[1:]), math.prod(shape)
         if key not in self._storages or len(self._storages[key]) < size:
-            self._storages[key] = torch.UntypedStorage._new_shared(size)
+            self._storages[key] = torch.UntypedStorage._new_shared(max(size, 1))
         strides = torch.empty(shape, device="meta").stride()
         return torch.empty(0, dtype=torch.uint8).set_(self._storages[key], 0, shape, strides)
 
@@ -218,8 +246,8 @@ _slots = _Slots()
 
 def _empty(*shape: int) -> torch.Tensor:
     """A uint8 tensor to fill; in a loader process in memory that the main process sees, to spare a copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
+    if get_worker_info() is None:  # NumPy's memory has large pages: PyTorch's costs 0.05 ms a face in page faults
+        return torch.from_numpy(np.empty(shape, np.uint8))
     return _slots.empty(*shape)
 
 
@@ -264,13 +292,17 @@ def _decode(path: str, mode: int) -> np.ndarray:
     try:
         with open(path, "rb", buffering=0) as file:  # np.fromfile takes twice as long
             data = file.read()
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
+        if data[:2] == b"\xff\xd8":
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+        else:  # no JPEG: over some broken PNGs OpenCV takes 10 s and gigabytes, where Pillow sees at once what they are
+            image = decode_photo(data, path)
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if mode == cv2.IMREAD_GRAYSCALE else image
     except OSError as error:
         raise DataError(
             f"Cannot read the face {path} ({error.strerror or error}). Prepare the faces again with "
             "Data_preprocessing/Image_processing.py; test faces are prepared when validation starts"
         ) from error
-    except cv2.error:
+    except (cv2.error, DataError):
         image = None
     if image is None:
         raise DataError(

@@ -111,7 +111,8 @@ def main(argv: list[str] | None = None) -> Counter:
         raise DataError(f"--workers {args.workers}: must be 1 or more")
     shard = parse_shard(args.shard) if args.shard else None
     people = chosen_people(data_path, args.people)
-    total = sum(len(photos_of(data_path, person)) for person in people)
+    # a folder named like a photo is listed in the manifest too, as unreadable
+    total = sum(len(photos_of(data_path, person, with_folders=True)) for person in people)
     if not total:
         raise DataError(f"There are no photos (jpg, jpeg, png) in the {len(people)} folders of {data_path}.")
     settings = Settings(
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> Counter:
         config["predictor_path"],
         tuple(config["mask_kinds"]),
     )
-    photos = iter_photos(data_path, people)
+    photos = iter_photos(data_path, people, with_folders=True)
     if shard:
         summary = run_shard(settings, photos, args.workers, total, shard)
     else:

@@ -196,7 +196,7 @@ def run(
         tqdm(total=total, desc=desc, unit="photo") as bar,
     ):
         done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings))
-        check_space(needed(), settings.outputs)
+        check_space(needed(), settings.outputs.face_mask.parent)
         tasks = todo(photos, done, settings, summary, bar)
         with closing(run_chunks(tasks, settings, workers)) as chunks, open(journal, "ab") as file:
             for rows in chunks:

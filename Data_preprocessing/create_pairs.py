@@ -1,5 +1,6 @@
 """Write an LFW-format pairs file for any folder of people: D/<name>/<name>_0001.jpg, ... -> D_pairs.txt.
 
+A pairs file gives names and numbers. Where a person's photos are called otherwise, they count in sorted order from 1.
 As in LFW's View 2, every person occurs in one fold only, each fold lists --pairs pairs of photos of the same person
 (name, i, j) and then as many of different persons (name1, i, name2, j), and people are drawn evenly, however many
 photos they have. The same seed gives the same file.
@@ -16,7 +17,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, file_errors, person_folders, photos_of, write_whole
+from Data_preprocessing.photo_files import (
+    DataError,
+    file_errors,
+    numbered_photos,
+    person_folders,
+    photos_of,
+    write_whole,
+)
 
 ROUNDS = 20  # of drawing people evenly; what is missing after them is drawn from all pairs left
 People = list[tuple[str, np.ndarray]]  # name, and the numbers of that person's photos: (n,) int64, rising
@@ -28,7 +36,7 @@ def create_pairs(data_path: str | Path, pairs_path: str | Path, folds: int, pair
     Format and way of drawing: Huang, Ramesh, Berg, Learned-Miller, Labeled Faces in the Wild, 2007, section 4; except
     that where a fold has few pairs, all of them can be used. A file that is there is replaced.
 
-    Returns the number of pairs written. Raises DataError if files are not named <name>/<name>_0001.jpg, or if there are
+    Returns the number of pairs written. Raises DataError if a person's photos are named in two ways, or if there are
     too few people or photos; it then says how many pairs are possible.
     """
     if folds < 1 or pairs < 1:
@@ -46,8 +54,9 @@ def create_pairs(data_path: str | Path, pairs_path: str | Path, folds: int, pair
 
 
 def read_people(data_path: str | Path) -> People:
-    """Names with the numbers of their photos, sorted by name. Raises DataError for a photo that is not named so."""
-    people = []
+    """Names with the numbers of their photos, sorted by name. Raises DataError where some of a person's photos are
+    called <name>_0001.jpg and others are not."""
+    people, in_order = [], []
     for name in tqdm(person_folders(data_path), desc="people", unit=" people"):
         photos = photos_of(data_path, name)
         if not photos:
@@ -56,18 +65,25 @@ def read_people(data_path: str | Path) -> People:
             raise DataError(f"The folder {name!r} has a tab, a blank at an end or the like in its name: rename it.")
         form = re.compile(re.escape(name) + r"_([0-9]{1,18})\.[A-Za-z]+")
         found = [form.fullmatch(photo) for photo in photos]
-        if None in found:
+        if None in found and any(found):
             wrong = f"{name}/{photos[found.index(None)]}"
             raise DataError(
-                f"{wrong!r}: a pairs file gives names and numbers only, so photos must be "
-                f"named <name>/<name>_0001.jpg, here {name}/{name}_0001.jpg, {name}_0002.jpg and so on."
+                f"{wrong!r}: a pairs file gives names and numbers only, so photos must be either all "
+                f"named <name>/<name>_0001.jpg, here {name}/{name}_0001.jpg, {name}_0002.jpg and so on, or none."
             )
-        numbers = np.unique(np.array([int(match[1]) for match in found]))
+        if None in found:
+            in_order.append(name)
+        numbers = np.array(sorted(numbered_photos(name, photos)))
         if len(numbers) < len(photos):
             raise DataError(
                 f"{data_path}/{name} has two photos of one number, such as _1.jpg and _0001.jpg: rename one."
             )
         people.append((name, numbers))
+    if in_order:
+        print(
+            f"note: no photo of {len(in_order)} of {len(people)} people, such as {in_order[0]}, is called "
+            "<name>_<number>: there number 1 is the first in sorted order. Make the pairs anew after adding photos."
+        )
     return people
 
 

@@ -223,15 +223,14 @@ def space_per_photo(image_size: int) -> float:
     return SPACE_PER_PHOTO[0] + SPACE_PER_PHOTO[1] * image_size**2
 
 
-def check_space(needed: int, outputs: OutputFolders) -> None:
-    """Warn if the ``needed`` bytes may be more than are free; raise DataError if they are more than twice as many."""
-    folder = outputs.face_mask.parent
+def check_space(needed: int, folder: Path) -> None:
+    """Say how many bytes are needed and how many are free; raise DataError if there are less than half of them."""
     free = free_space(folder)
     text = f"about {needed / 1e6:,.1f} MB are needed in {folder}, {free / 1e6:,.1f} MB are free there"
     if needed > 2 * free:
-        raise DataError(f"Not enough space: {text}. Free some, or give another --out_dir.")
-    if needed > free:
-        print(f"note: space may run out: {text}")
+        raise DataError(f"Not enough space: {text}. Free some, or choose another folder.")
+    if needed:
+        print(f"note: space may run out: {text}" if needed > free else f"space: {text}")
 
 
 def remove_leftovers(outputs: OutputFolders) -> None:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +21,7 @@ from Data_preprocessing.processes import Process, host_code, this_process
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 # what a photo may be inside, whatever its name says: others are no photos, or start programs to be read (EPS)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PHOTO_NUMBER = re.compile(r"[0-9]{1,18}")
 TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,18})-([0-9]*)-[0-9a-f]{8}\.tmp", re.DOTALL)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
@@ -59,13 +60,17 @@ def person_folders(data_path: str | Path) -> list[str]:
     return people
 
 
-def photos_of(data_path: str | Path, person: str) -> list[str]:
-    """Sorted file names of one person's photos. Raises DataError if the folder cannot be listed."""
-    return split_files(os.path.join(data_path, person))[0]
+def photos_of(data_path: str | Path, person: str, with_folders: bool = False) -> list[str]:
+    """Sorted file names of one person's photos. Raises DataError if the folder cannot be listed.
+
+    ``with_folders``: of folders named like photos as well, for whoever is to report them.
+    """
+    return split_files(os.path.join(data_path, person), with_folders)[0]
 
 
-def split_files(folder: str | Path) -> tuple[list[str], int]:
-    """Sorted names of the photos in ``folder``, and how many other files lie there. Folders are neither.
+def split_files(folder: str | Path, with_folders: bool = False) -> tuple[list[str], int]:
+    """Sorted names of the photos in ``folder``, and how many other files lie there. Folders are neither, unless
+    ``with_folders``: then those named like photos count as such.
 
     A link that leads nowhere counts as a photo if it is named so, for whoever reads it to report; a pipe or a device
     never does: reading it could wait for ever. Raises DataError if the folder cannot be listed.
@@ -73,6 +78,8 @@ def split_files(folder: str | Path) -> tuple[list[str], int]:
     photos, others = [], 0
     for entry in _entries(folder):
         if _is_folder(entry):
+            if with_folders and is_photo_name(entry.name):
+                photos.append(entry.name)
             continue
         if is_photo_name(entry.name) and _is_file_or_dead_link(entry):
             photos.append(entry.name)
@@ -103,11 +110,28 @@ def _is_file_or_dead_link(entry: os.DirEntry) -> bool:
         return True
 
 
-def iter_photos(data_path: str | Path, people: list[str] | None = None) -> Iterator[str]:
-    """Yield ``person/file`` of every photo in sorted order, one person's list in memory at a time."""
+def iter_photos(data_path: str | Path, people: list[str] | None = None, with_folders: bool = False) -> Iterator[str]:
+    """Yield ``person/file`` of every photo in sorted order, one person's list in memory at a time.
+
+    ``with_folders`` as in ``photos_of``.
+    """
     for person in person_folders(data_path) if people is None else people:
-        for name in photos_of(data_path, person):
+        for name in photos_of(data_path, person, with_folders):
             yield f"{person}/{name}"
+
+
+def numbered_photos(person: str, files: Iterable[str]) -> dict[int, str]:
+    """The photos among a person's ``files`` by their number, as pairs files name them: <person>_0007.jpg is 7.
+
+    Where no photo is called <person>_<number>, the photos have the numbers 1, 2, ... in sorted order. Any number of
+    digits up to 18; where several photos have one number, the first in sorted order is taken.
+    """
+    photos, named = sorted(filter(is_photo_name, files)), {}
+    for photo in photos:
+        prefix, _, number = os.path.splitext(photo)[0].rpartition("_")
+        if prefix == person and PHOTO_NUMBER.fullmatch(number):
+            named.setdefault(int(number), photo)
+    return named or dict(enumerate(photos, start=1))
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -154,6 +178,8 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
                 if image.mode.startswith("I"):  # 16-bit greys: Pillow's own conversion would clip at 255
                     grey = np.clip(np.asarray(image, np.float64) / 257.0 + 0.5, 0, 255).astype(np.uint8)
                     return np.repeat(grey[..., None], 3, axis=2)
+                if image.mode == "F" and not np.isfinite(np.asarray(image)).all():  # Pillow would make black of it
+                    raise ValueError("it holds values that are no numbers (NaN) or infinite")
                 if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -8,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 BEGINNING = 4096  # bytes; a JPEG's header is longer only where it holds a preview or a colour profile
 SIZES = (0xC0, 0xC1, 0xC2)  # markers of the segment that holds the size: baseline, extended, progressive
 SCAN = 0xDA  # marker of the segment before the pixels
+OTHERS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))  # tables, restart interval, comment, applications
 
 
 def read_size(path: str) -> tuple[int, int]:
@@ -29,7 +30,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         return None
     size, place = None, 2
     while place + 4 <= len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        marker, length = data[place + 1], data[place + 2] << 8 | data[place + 3]
         if marker == SCAN:
             return size if place + 2 + length <= len(data) else None
         if marker in SIZES:
@@ -38,7 +39,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
             ordinary = precision == 8 and channels in (1, 3, 4)
             if not (ordinary and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)):
                 return None
-        elif not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF) or length < 2:
+        elif marker not in OTHERS or length < 2:
             return None
         place += 2 + length
     return None

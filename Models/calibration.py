@@ -44,10 +44,11 @@ REAL_MASKS = {"mask_kinds": (), "chain": "full"}  # none is drawn; a photo witho
 
 class Verdict(NamedTuple):
     """same: the distance is at most ``limit``, the threshold at ``decided_far``, where ``tar`` of the pairs of one
-    person pass. far: the lowest rate whose threshold the distance keeps; ``decided_far`` where not the same."""
+    person pass. far: the lowest rate whose threshold the distance keeps, so of strangers that are as near; None where
+    it keeps none."""
 
     same: bool
-    far: float
+    far: float | None
     decided_far: float
     limit: float
     tar: float
@@ -144,7 +145,7 @@ def judge(distance: float, rows: list[dict[str, float]], far: float) -> Verdict:
         raise DataError(f"--far {far:g}: the checkpoint has thresholds for {there} only.")
     passed = [row["far"] for row in rows if distance <= row["distance"]]
     same = distance <= deciding["distance"]
-    return Verdict(same, min(passed) if same else far, far, deciding["distance"], deciding["tar"])
+    return Verdict(same, min(passed, default=None), far, deciding["distance"], deciding["tar"])
 
 
 def halved(checkpoint: dict) -> dict:

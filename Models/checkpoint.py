@@ -4,6 +4,8 @@ import copy
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from Models.CBAM_Face_attention_Resnet import build_model
 FORMAT = "V9 checkpoint 1"
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
 FIXED_KEYS = ("model", "embedding_dim", "attention", "cbam", "image_size", "optimizer", "teacher")
+RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
+PROGRESS = {"epoch": int, "best_auc": float, "best_epoch": int}
 TEACHER_DIM = 128  # of dlib's descriptors
 SHIPPED = Path(__file__).with_name("pretrained") / "v9_best.pt"  # the network that comes with this repository
 
@@ -60,7 +64,8 @@ def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint to the CPU with ``weights_only=True``: a file that would run code is refused.
 
     Where a file of the same name with .sha256 behind lies beside it, as it does for the shipped network, its bytes must
-    have that SHA-256. Raises DataError if the file is missing, damaged, or not a checkpoint of this repository.
+    have that SHA-256. Raises DataError if the file is missing, damaged, not a checkpoint of this repository, of another
+    version of it, or without weights and settings.
     """
     check_sha256(Path(path))
     try:
@@ -73,9 +78,45 @@ def load_checkpoint(path: str | Path) -> dict:
         raise DataError(f"There is no checkpoint {path}.") from error
     except Exception as error:  # damaged bytes raise many kinds: RuntimeError, UnpicklingError, IndexError, ...
         raise DataError(f"{path} is not a whole checkpoint ({error!r:.200}).") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    mark = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if mark != FORMAT and str(mark).startswith(FORMAT.rstrip("0123456789")):
+        raise DataError(f"{path} was written by another version: it is a {mark}, this version reads {FORMAT}.")
+    if mark != FORMAT:
         raise DataError(f"{path} is not a checkpoint written by train_maskV9.py (it lacks the mark {FORMAT!r}).")
+    require(checkpoint, path, "model", "config")
     return checkpoint
+
+
+def require(checkpoint: dict, path: str | Path, *parts: str) -> None:
+    """Raise DataError unless the checkpoint has these parts, each of the kind that ``training_state`` makes."""
+    wrong = [part for part in parts if not _is_part(part, checkpoint.get(part))]
+    if wrong:
+        raise DataError(f"{path} is no whole checkpoint: {', '.join(wrong)} missing, or not what it should be.")
+
+
+def _is_part(name: str, value: object) -> bool:
+    if name == "model":
+        return isinstance(value, dict) and all(map(torch.is_tensor, value.values()))
+    if name in ("train_people", "metrics", "cuda_random_states"):
+        kind = {"train_people": str, "metrics": dict, "cuda_random_states": torch.Tensor}[name]
+        return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+    if name in ("progress", "config"):
+        keys = ("epoch",) if name == "progress" else ("image_size", "embedding_dim", "seed")
+        return isinstance(value, dict) and all(type(value.get(key)) is int for key in keys)
+    return isinstance(value, {"run_name": str, "random_state": torch.Tensor}.get(name, dict))
+
+
+@contextmanager
+def as_written(path: str | Path) -> Iterator[None]:
+    """Turn what the block raises over a checkpoint written by someone else, or changed, into a DataError naming it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"{path} does not hold what train_maskV9.py writes ({error!r:.200}).") from error
 
 
 def check_sha256(path: Path) -> None:
@@ -95,8 +136,9 @@ def check_sha256(path: Path) -> None:
 
 def network_from_checkpoint(checkpoint: dict, path: str | Path = "the checkpoint") -> torch.nn.Module:
     """The network of a checkpoint on the CPU in evaluation mode, built from the config inside it; in float32."""
-    network = build_network({"teacher": "none", **checkpoint["config"], "pretrained": False})
-    load_weights(network, checkpoint["model"], path)
+    with as_written(path):
+        network = build_network({"teacher": "none", **checkpoint["config"], "pretrained": False})
+        load_weights(network, checkpoint["model"], path)
     return network.eval()
 
 
@@ -208,15 +250,19 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
 ) -> dict:
-    """Put network, optimizer, gradient scaler and random states back as saved; returns the progress."""
-    load_weights(model, checkpoint["model"], "the checkpoint")
-    restore_optimizer(checkpoint["optimizer"], optimizer)
-    if scaler and scaler.is_enabled() and checkpoint.get("scaler"):
-        scaler.load_state_dict(checkpoint["scaler"])
-    torch.set_rng_state(checkpoint["random_state"])
-    if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])
-    return dict(checkpoint["progress"])
+    """Put network, optimizer, gradient scaler and random states back as saved; returns the progress.
+
+    Raises DataError where the checkpoint, which must have the parts RESUMED, does not fit.
+    """
+    with as_written("the checkpoint"):
+        load_weights(model, checkpoint["model"], "the checkpoint")
+        restore_optimizer(checkpoint["optimizer"], optimizer)
+        if scaler and scaler.is_enabled() and checkpoint.get("scaler"):
+            scaler.load_state_dict(checkpoint["scaler"])
+        torch.set_rng_state(checkpoint["random_state"])
+        if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])
+        return {key: kind(checkpoint["progress"][key]) for key, kind in PROGRESS.items()}
 
 
 def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
@@ -229,6 +275,8 @@ def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
     optimizer.load_state_dict({**state, "param_groups": groups})
     for weight, values in optimizer.state.items():
         for key, value in values.items():
+            if torch.is_tensor(value) and value.ndim and value.shape != weight.shape:
+                raise ValueError(f"the optimizer's {key} {tuple(value.shape)} of a weight {tuple(weight.shape)}")
             if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
                 values[key] = torch.empty_like(weight).copy_(value)  # one kernel for all weights needs one layout
 
@@ -236,7 +284,7 @@ def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
 def check_can_continue(checkpoint: dict, config: dict, path: str | Path) -> None:
     """Raise DataError naming every setting in which ``config`` differs and with which the checkpoint cannot go on."""
     there = checkpoint["config"]
-    differing = [f"{k} = {config[k]!r}, there {there[k]!r}" for k in FIXED_KEYS if config[k] != there[k]]
+    differing = [f"{k} = {config[k]!r}, there {there.get(k)!r}" for k in FIXED_KEYS if config[k] != there.get(k)]
     if differing:
         raise DataError(f"{path} cannot be continued with other settings: {'; '.join(differing)}.")
 

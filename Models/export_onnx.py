@@ -39,6 +39,10 @@ FACE_METADATA = {
     "alignment": "dlib 68 landmarks, padding 0.25",
     "distance": "Euclidean on unit vectors",
 }
+EMBEDDINGS = {  # by the thresholds' average_flip
+    False: "embeddings as they come out",
+    True: "the mean of a face's embedding and its mirror image's, divided by its length",
+}
 
 
 def require_packages() -> None:
@@ -179,6 +183,7 @@ def checkpoint_metadata(checkpoint: dict, path: str | Path) -> dict[str, str]:
     }
     if "thresholds" in checkpoint:
         metadata["thresholds"] = json.dumps(checkpoint["thresholds"])
+        metadata["thresholds_of"] = EMBEDDINGS[checkpoint["thresholds"]["average_flip"]]
     return metadata
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from Losses.epoch_figures import NUM_TOTALS
+from Models.checkpoint import as_written
 from Models.distributed import all_max, all_sum, from_main, world_size
 from Models.provenance import fingerprint
 
@@ -50,6 +51,11 @@ def position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tupl
 
     If the triplets would come in another order now, the epoch begins anew with the weights as they are.
     """
+    with as_written("the checkpoint"):
+        return _position_of(checkpoint, config, train_people)
+
+
+def _position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tuple[Position, str]:
     saved, epoch = checkpoint.get("position"), checkpoint["progress"]["epoch"] + 1
     if saved is None:
         return Position(), f"Going on after epoch {epoch - 1}."
@@ -59,9 +65,16 @@ def position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tupl
     changed += ["version of the code"] if len(saved["totals"]) != NUM_TOTALS else []
     if changed:
         return Position(), f"Epoch {epoch} begins again at its first batch; this has changed: {', '.join(changed)}."
-    position = Position(**{key: saved[key] for key in Position._fields})
-    table = None if position.table is None else position.table.numpy()
-    return position._replace(table=table), f"Going on in epoch {epoch} after batch {position.batch}."
+    if type(saved["batch"]) is not int or saved["batch"] < 0:
+        raise ValueError(f"batch {saved['batch']!r}")
+    position = Position(
+        batch=saved["batch"],
+        seconds=float(saved["seconds"]),
+        totals=saved["totals"].double().reshape(NUM_TOTALS),
+        waiting=dict(saved["waiting"]),
+        table=None if saved["table"] is None else saved["table"].long().reshape(-1, 3).numpy(),
+    )
+    return position, f"Going on in epoch {epoch} after batch {position.batch}."
 
 
 def _order(config: dict) -> dict:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -76,32 +77,43 @@ def plot_roc(evaluations: dict, path: str | Path, title: str = "") -> None:
         axes.legend(loc="lower right")
 
 
-def show_face(axes, chip: np.ndarray, attention: np.ndarray | None) -> None:
-    """Draw a (S, S, 3) uint8 face, the (h, w) attention 0..1 over it: blue 0, red 1."""
-    axes.imshow(chip)
+def show_face(axes, chip: np.ndarray, attention: np.ndarray | None) -> AxesImage:
+    """Draw a (S, S, 3) uint8 face, the (h, w) attention 0..1 over it: blue 0, red 1. Returns what lies on top."""
+    top = axes.imshow(chip)
     if attention is not None:
-        axes.imshow(attention, extent=(-0.5, chip.shape[1] - 0.5, chip.shape[0] - 0.5, -0.5), **OVERLAY)
+        top = axes.imshow(attention, extent=(-0.5, chip.shape[1] - 0.5, chip.shape[0] - 0.5, -0.5), **OVERLAY)
     axes.set_axis_off()
+    return top
 
 
 def plot_comparison(first: ShownFace, second: ShownFace, title: str, path: str | Path) -> None:
-    """Write one PNG: a row for each photo with the face's box, the aligned face, and what the network looks at."""
-    with saved_figure(path, 9, 6.6) as figure:
-        figure.suptitle(title)
-        rows = figure.subplots(2, 3)
-        for row, face in zip(rows, (first, second), strict=True):
-            left, top, right, bottom = face.box
-            row[0].imshow(face.photo)
+    """Write one PNG: a row for each photo with the face's box, the aligned face, and what the network looks at.
 
-            row[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="lime", lw=2))
+    Without attention maps the last column is left out.
+    """
+    with_attention = first.attention is not None
+    with saved_figure(path, 9.6 if with_attention else 6.4, 6.8) as figure:
+        figure.suptitle(title)
+        rows = figure.subplots(2, 2 + with_attention, squeeze=False)
+        for row, face in zip(rows, (first, second), strict=True):
+            row[0].imshow(face.photo)
+            row[0].add_patch(box_in(face.photo.shape, face.box))
             row[0].set_title(face.caption, fontsize=9)
+            row[0].set_axis_off()
             show_face(row[1], face.chip, None)
-            row[1].set_title("aligned", fontsize=9)
-            if face.attention is not None:
-                show_face(row[2], face.chip, face.attention)
-                row[2].set_title("attention: blue 0, red 1", fontsize=9)
-            for axes in row:
-                axes.set_axis_off()
+            row[1].set_title(f"aligned, {face.chip.shape[0]} px", fontsize=9)
+            if with_attention:
+                overlay = show_face(row[2], face.chip, face.attention)
+                row[2].set_title("where the network looks", fontsize=9)
+        if with_attention:
+            figure.colorbar(overlay, ax=rows[:, 2], shrink=0.5, ticks=(0, 0.5, 1), label="attention")
+
+
+def box_in(shape: tuple[int, ...], box: Box) -> Rectangle:
+    """The green frame of a face's box, or of what of it lies in a photo of ``shape`` (H, W, ...)."""
+    left, right = np.clip(box[0::2], 0, shape[1] - 1)
+    top, bottom = np.clip(box[1::2], 0, shape[0] - 1)
+    return Rectangle((left, top), right - left, bottom - top, fill=False, color="lime", lw=2)
 
 
 def hardest_pairs(distances: np.ndarray, is_same: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +126,7 @@ def write_pictures(
     network: torch.nn.Module,
     test_set,
     distances: dict[str, np.ndarray],
+    thresholds: dict[str, float],
     protocols: dict[str, tuple[str, str]],
     folder: str | Path,
     device: torch.device,
@@ -123,13 +136,15 @@ def write_pictures(
     Args:
         test_set: a lfw_pairs.TestSet.
         distances: {protocol: (P,)} of its pairs.
+        thresholds: {protocol: distance up to which a pair is taken for one person}, for titles and histograms.
         protocols: {protocol: (side of a pair's first face, of its second)}, sides 'unmasked' and 'masked'.
     """
     pairs = test_set.pairs
-    plot_distances(distances, pairs.is_same, Path(folder, "distances.png"))
+    plot_distances(distances, thresholds, pairs.is_same, Path(folder, "distances.png"))
     for protocol, sides in protocols.items():
-        kinds = ("false_accepts", "false_rejects")
-        for kind, rows in zip(kinds, hardest_pairs(distances[protocol], pairs.is_same, HARDEST), strict=True):
+        hardest = hardest_pairs(distances[protocol], pairs.is_same, HARDEST)
+        titles = error_titles(protocol, distances[protocol], thresholds[protocol], pairs.is_same)
+        for kind, rows, title in zip(("false_accepts", "false_rejects"), hardest, titles, strict=True):
             chips, attention = [], []
             for place, side in enumerate(sides):
                 images = getattr(test_set, side).dataset.batch(pairs.index[rows, place].tolist())
@@ -138,9 +153,19 @@ def write_pictures(
                 attention.append([None] * len(rows) if read.attention is None else read.attention)
             names = [" / ".join(dict.fromkeys(pairs.people[row])).replace("_", " ") for row in rows]
             captions = [f"{distances[protocol][row]:.3f}  {name}" for row, name in zip(rows, names, strict=True)]
-            what = "nearest strangers" if kind == "false_accepts" else "farthest photos of one person"
-            title = f"{protocol}: the {what}, {len(rows)} of {len(pairs.index)} pairs"
-            plot_sheet(chips, attention, captions, title, Path(folder, f"{kind}_{protocol}.png"))
+            path = Path(folder, f"{kind}_{protocol.replace(' ', '_')}.png")
+            plot_sheet(chips, attention, captions, title, path)
+
+
+def error_titles(protocol: str, distances: np.ndarray, threshold: float, is_same: np.ndarray) -> tuple[str, str]:
+    """Titles of a protocol's two sheets: what they show, and how many of all such pairs the threshold gets wrong."""
+    same, strangers = distances[is_same], distances[~is_same]
+    accepted, rejected = (strangers <= threshold).sum(), (same > threshold).sum()
+    return (
+        f"{protocol}: the nearest strangers ({accepted} of {len(strangers)} pairs are accepted, up to {threshold:.3f})",
+        f"{protocol}: the farthest photos of one person ({rejected} of {len(same)} pairs are rejected, beyond "
+        f"{threshold:.3f})",
+    )
 
 
 def plot_sheet(
@@ -155,8 +180,8 @@ def plot_sheet(
     columns = min(SHEET_PAIRS, len(captions))
     rows = -(-len(captions) // columns)
     with_attention = attention[0][0] is not None
-    with saved_figure(path, 3.1 * columns, (3.5 if with_attention else 1.95) * rows + 0.5) as figure:
-        figure.suptitle(title)
+    with saved_figure(path, 3.1 * columns, (3.5 if with_attention else 1.95) * rows + 0.7) as figure:
+        figure.suptitle(f"{title}\nattention: blue 0, red 1" if with_attention else title)
         parts = np.atleast_1d(figure.subfigures(rows, columns)).ravel()
         for number, caption in enumerate(captions):
             parts[number].suptitle(shortened(caption), fontsize=8)
@@ -172,20 +197,25 @@ def shortened(text: str, length: int = 44) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def plot_distances(distances: dict[str, np.ndarray], is_same: np.ndarray, path: str | Path) -> None:
+def plot_distances(
+    distances: dict[str, np.ndarray], thresholds: dict[str, float], is_same: np.ndarray, path: str | Path
+) -> None:
     """Write a PNG with a histogram of the distances of each protocol: pairs of one person and of two.
 
-    ``distances``: {protocol: (P,)}; ``is_same``: (P,) bool.
+    ``distances``: {protocol: (P,)}; ``thresholds``: {protocol: distance}, drawn as a line; ``is_same``: (P,) bool.
     """
-    with saved_figure(path, 3.6 * len(distances), 3.4) as figure:
-        panels = figure.subplots(1, len(distances), sharex=True, squeeze=False)[0]
+    with saved_figure(path, 3.8 * len(distances), 4) as figure:
+        panels = figure.subplots(1, len(distances), sharex=True, sharey=True, squeeze=False)[0]
         highest = max(float(values.max()) for values in distances.values())
         for axes, (protocol, values) in zip(panels, distances.items(), strict=True):
             bins = np.linspace(0, highest or 1.0, 51)
             for wanted, name in ((True, "one person"), (False, "two people")):
                 axes.hist(values[is_same == wanted], bins, alpha=0.6, label=f"{name}, {(is_same == wanted).sum():,}")
-            axes.set(title=protocol, xlabel="distance", ylabel="pairs")
-            axes.legend(fontsize=8)
+            line = thresholds[protocol]
+            axes.axvline(line, color="0.3", linestyle="--", label=f"threshold of the best accuracy, {line:.3f}")
+            axes.set(title=protocol, xlabel="distance")
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        panels[0].set_ylabel("pairs")
 
 
 def plot_learning_curves(metrics: str | Path | Sequence[dict[str, str]], path: str | Path) -> None:
@@ -200,12 +230,14 @@ def plot_learning_curves(metrics: str | Path | Sequence[dict[str, str]], path: s
     epochs = [int(row["epoch"]) for row in rows]
     with saved_figure(path, 13, 7) as figure:
         for axes, (panel, (columns, logarithmic)) in zip(figure.subplots(2, 3).ravel(), CURVES.items(), strict=True):
+            colours = {name: f"C{number}" for number, name in enumerate(columns.values())}
             further = {key: key.removesuffix("_auc") for key in rows[-1] if key.endswith("_auc") and key not in columns}
             for column, name in {**columns, **(further if panel == "AUC" else {})}.items():
                 values = np.array([float(row.get(column) or "nan") for row in rows])
                 if np.isfinite(values).any():
                     style = "-" if column in columns else "--"
-                    axes.plot(epochs, values, style, marker="." if len(rows) < 40 else "", label=name)
+                    colour = colours.get(name.rpartition("_")[2])  # a protocol has one, whatever the test set
+                    axes.plot(epochs, values, style, color=colour, marker="." if len(rows) < 40 else "", label=name)
             if logarithmic and not any((line.get_ydata() <= 0).any() for line in axes.lines):  # a cosine may end at 0
                 axes.set_yscale("log")
             axes.set(title=panel, xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))

@@ -14,6 +14,7 @@ import torch
 
 from config_mask import ROOT
 
+PACKAGES = ("torchvision", "pillow", "pandas", "scikit-learn", "matplotlib", "dlib-bin")
 GIT_PATIENCE = 10.0  # s; on a slow network disk git may look at every file
 
 
@@ -38,9 +39,9 @@ def describe_start(device: torch.device, index_path: str | Path, faces: int, peo
         "device": device_name(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
         "numpy": np.__version__,
         "opencv": cv2.__version__,
+        **{package: _version(package) for package in PACKAGES},
         "git_commit": commit,
         "git_dirty": None if changes is None else bool(changes),
         "index": str(index_path),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -47,6 +48,8 @@ def open_run(config: dict, name: str | None, checkpoint: dict | None) -> "Iterat
         return
     goes_on = checkpoint is not None and name in (None, checkpoint["run_name"])
     name = checkpoint["run_name"] if goes_on else (name or f"V9_{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    if name in (".", "..") or not re.fullmatch(r"[^/\\\0]+", name):
+        raise DataError(f"run name {name!r}: it must be the name of a folder, without a path (--run_name NAME).")
     logs = Path(config["output_path"], "logs", name)
     with ExitStack() as stack:
         with file_errors(logs):
@@ -230,9 +233,10 @@ class TrainingRun:
         copies = [self.checkpoints / "best.pt"] if improved else []
         if epoch % self.config["save_every"] == 0:
             copies.append(self.checkpoints / f"epoch_{epoch:03d}.pt")
+        last = self.checkpoints / "last.pt"
         for path in copies:
-            with file_errors(path), replacing(path) as temporary:
-                shutil.copyfile(self.checkpoints / "last.pt", temporary)
+            with file_errors(path, lambda: last.stat().st_size), replacing(path) as temporary:
+                shutil.copyfile(last, temporary)
 
     def stopped(self, number: int, device: str | None = None) -> None:
         """Log that signal ``number`` has ended the run, and the command that goes on (on the ``device`` named)."""

@@ -5,12 +5,14 @@ import torch
 
 from Data_loader.Data_loader_facenet_mask import FaceLoader, face_loader
 from Data_loader.mining import mined_triplets
-from Data_loader.teacher import cache_path_of, centred, dlib_descriptors
+from Data_loader.teacher import cache_path_of, dlib_descriptors, find_network
 from Data_loader.triplets import MINING_STREAM, stream
 from Data_preprocessing.photo_files import DataError
 from Models.checkpoint import build_network, init_from
 from Models.distributed import rank, world_size
+from Models.dlib_face_network import load_dlib_network
 from Models.optimizer import rate_share, set_learning_rate
+from Models.teaching import Teacher
 from Models.training_step import Objective, half_precision
 from validate_on_LFW import embed_faces
 
@@ -41,7 +43,7 @@ def prepare_network(config: dict, device: torch.device) -> torch.nn.Module:
     return network
 
 
-def make_objective(config: dict, train_loader: FaceLoader) -> Objective:
+def make_objective(config: dict, train_loader: FaceLoader, device: torch.device) -> Objective:
     """The losses that the config asks for; with a teacher its descriptors, computed now unless they are cached."""
     objective = Objective(
         margin=config["margin"],
@@ -57,12 +59,10 @@ def make_objective(config: dict, train_loader: FaceLoader) -> Objective:
     if config["teacher"] == "dlib" and config["teacher_weight"]:
         faces = [dataset.names[row] for row in range(len(dataset))]
         cache_path = cache_path_of(config["train_data_index"])
-        descriptors = dlib_descriptors(faces, config["notmask_data_path"], cache_path)
-        if config["teacher_centred"]:
-            descriptors = centred(descriptors)
-        objective = objective._replace(
-            descriptors=torch.from_numpy(descriptors), teacher_weight=config["teacher_weight"]
-        )
+        descriptors = torch.from_numpy(dlib_descriptors(faces, config["notmask_data_path"], cache_path))
+        network = load_dlib_network(find_network()).to(device) if config["mix"] else None
+        teacher = Teacher(descriptors, config["teacher_centred"], network, half_precision(device, config["precision"]))
+        objective = objective._replace(teacher=teacher, teacher_weight=config["teacher_weight"])
     return objective
 
 

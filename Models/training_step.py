@@ -23,10 +23,8 @@ class Objective(NamedTuple):
     embedding_scale: float
     attention_weight: float = 1.0
     triplet_weight: float = 1.0
-    teacher_weight: float = 0.0  # above 0 only with descriptors
-    descriptors: torch.Tensor | None = (
-        None  # (N, 128) float32 unit rows on the CPU: the teacher's, of the index's faces
-    )
+    teacher_weight: float = 0.0  # above 0 only with a teacher
+    teacher: Callable[[dict], torch.Tensor] | None = None  # (N, 128) float32 unit rows for the N images of a batch
     classes: torch.Tensor | None = None  # (N,) int64 on the CPU: the people of the index, where a batch is to be mined
     batch_triplets: str = "semihard"  # how the triplets are sought then
     precision: str = "auto"
@@ -95,9 +93,8 @@ def judge(model: nn.Module, batch: dict, objective: Objective) -> Judged:
     triplet = hard_triplet_loss(anchor, positive, negative, objective.margin)
     attention = attention_loss(logits, batch["targets"].flatten(0, 1)) if "targets" in batch else None
     teacher = None
-    if objective.descriptors is not None:
-        wanted = objective.descriptors[faces].to(embeddings.device, non_blocking=True)
-        teacher = teacher_loss(taught(model)(embeddings), wanted)
+    if objective.teacher is not None:
+        teacher = teacher_loss(taught(model)(embeddings), objective.teacher(batch))
     return Judged(triplet, rows, attention, teacher, logits)
 
 

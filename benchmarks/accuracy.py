@@ -30,7 +30,7 @@ from validate_on_LFW import PROTOCOLS, embed_faces, summarise
 
 SUITES = ("flat", "kinds", "realigned")
 COLUMNS = "recipe seed images suite unmasked masked cross pairs attention_iou attention_iou_constant seconds".split()
-EPOCHS = 2  # of a run: so often the pairs kept aside are looked at
+EPOCHS = 4  # of a run: so often the pairs kept aside are looked at
 
 
 def main(argv=None) -> None:
@@ -94,7 +94,7 @@ def score(
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
         with replacing(distances_path(args.csv, name, args.seed, args.images, suite)) as temporary:
             with open(temporary, "wb") as file:
-                np.savez(file, people=np.array(pairs.people), is_same=pairs.is_same, **distances)
+                np.savez_compressed(file, people=np.array(pairs.people), is_same=pairs.is_same, **distances)
     add_rows(args.csv, rows)
 
 
@@ -104,9 +104,14 @@ def dlib_embeddings(loader) -> np.ndarray:
     return np.array([unit_row(dlib_descriptor(to_chip_size(face))) for face in faces])
 
 
+def distances_folder(csv_path: Path) -> Path:
+    """Beside the CSV."""
+    return csv_path.with_name(f"{csv_path.stem}_distances")
+
+
 def distances_path(csv_path: Path, name: str, seed: int, images: int, suite: str) -> Path:
-    """Where the distances of a row are stored, beside the CSV."""
-    return csv_path.with_name(f"{csv_path.stem}_{name.replace(' ', '')}_{images}_{seed}_{suite}.npz")
+    """Where the distances of a row are stored."""
+    return distances_folder(csv_path) / f"{name.replace(' ', '')}_{images}_{seed}_{suite}.npz"
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -166,7 +171,7 @@ def comparison(csv_path: Path, first: str, second: str) -> str:
     for suite, protocol in itertools.product(SUITES, PROTOCOLS):
         stored = []
         for name in (first, second):
-            path = csv_path.with_name(f"{csv_path.stem}_{name}_{suite}.npz")
+            path = distances_folder(csv_path) / f"{name}_{suite}.npz"
             if not path.is_file():
                 raise DataError(f"There are no distances {path}; rows are named recipe_images_seed.")
             stored.append(np.load(path))

@@ -97,7 +97,8 @@ def test_a_verdict_names_the_lowest_rate_that_the_distance_keeps():
     ]
     assert judge(0.5, rows, 1e-2) == (True, 1e-3, 1e-2, 0.8, 0.7)
     assert judge(0.6, rows, 1e-2) == (True, 1e-2, 1e-2, 0.8, 0.7)
-    assert judge(0.81, rows, 1e-2) == (False, 1e-2, 1e-2, 0.8, 0.7)  # though it would pass at 0.1
+    assert judge(0.81, rows, 1e-2) == (False, 0.1, 1e-2, 0.8, 0.7)  # though it would pass at 0.1
+    assert judge(1.01, rows, 1e-2) == (False, None, 1e-2, 0.8, 0.7)
     assert judge(0.81, rows, 0.1).same
     with pytest.raises(DataError, match=r"--far 0\.0001: .* for 0\.1, 0\.01, 0\.001 only"):
         judge(0.5, rows, 1e-4)

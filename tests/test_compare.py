@@ -13,8 +13,10 @@ from PIL import Image
 
 import compare
 from config_mask import config
+from Data_preprocessing import face_alignment
 from Data_preprocessing.face_alignment import AlignedFace
 from Data_preprocessing.photo_files import DataError
+from Models import checkpoint
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import plain_config, save_checkpoint
 
@@ -128,7 +130,7 @@ def test_a_photo_without_a_face_or_that_cannot_be_read_is_no_answer(drawn, stric
     for name, reason in (
         ("wide.png", "No face was found in .*wide.png"),
         ("text.jpg", "text.jpg cannot be read"),
-        ("none.jpg", "none.jpg cannot be read"),
+        ("none.jpg", "There is no photo .*none.jpg"),
     ):
         report = run(photo(drawn, 0), tmp_path / name, checkpoint=strict)
         assert report["exit_code"] == 20 and report["verdict"] is None
@@ -138,12 +140,37 @@ def test_a_photo_without_a_face_or_that_cannot_be_read_is_no_answer(drawn, stric
         )
 
 
-def test_an_aligned_crop_is_taken_whole_where_no_detector_sees_a_face(strict, tmp_path, capsys):
-    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((96, 96)).save(tmp_path / "crop.png")
-    report = run(tmp_path / "crop.png", tmp_path / "crop.png", checkpoint=strict)
+@pytest.fixture
+def no_detector(monkeypatch):
+    """As if no detector found a face in anything."""
+    monkeypatch.setitem(face_alignment.CHAINS, "any", ("whole image",))
+
+
+def test_an_aligned_crop_is_taken_whole_where_no_detector_sees_a_face(drawn, strict, no_detector, capsys):
+    face = next((drawn / "train_face_notmask").glob("*/*.jpg"))
+    report = run(face, face, checkpoint=strict)
     assert report["first"]["detector"] == "whole image" and report["distance"] < 1e-6 and report["verdict"] == "same"
-    assert "no detector found a face: the whole image is taken for an aligned crop" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count("none of dlib's detectors; the whole image is taken, for it looks like an aligned crop") == 2
+
+
+def test_a_square_image_that_does_not_look_like_an_aligned_crop_is_no_answer(
+    drawn, strict, no_detector, tmp_path, capsys
+):
+    noise = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((96, 96)).save(tmp_path / "noise.png")
+    Image.open(photo(drawn, 0)).resize((300, 300)).save(tmp_path / "scene.png")  # a face, but not where chips have it
+    for size in ((1, 1), (1, 3000), (3000, 1)):
+        Image.new("RGB", size).save(tmp_path / f"{size[0]} x {size[1]}.png")
+    for path in sorted(tmp_path.iterdir()):
+        report = run(path, path, checkpoint=strict)
+        assert report["exit_code"] == 20 and "does not look like an aligned crop" in capsys.readouterr().out
+
+
+def test_overlap_is_intersection_over_union():
+    assert face_alignment.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert face_alignment.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1.0
+    assert face_alignment.overlap((0, 0, 10, 10), (20, 20, 30, 30)) == 0.0
 
 
 def test_the_nearest_people_of_a_folder_are_those_with_the_nearest_photo(drawn, strict, tmp_path, capsys):
@@ -159,6 +186,7 @@ def test_the_nearest_people_of_a_folder_are_those_with_the_nearest_photo(drawn, 
     shutil.copy(photo(drawn, 1, 2), query)
     report = run(query, people, "--nearest", "2", checkpoint=strict)
     assert report["people_searched"] == 3 and len(report["photos_skipped"]) == 1 and len(report["nearest"]) == 2
+    assert report["photos_searched"] == 6
     first, second = report["nearest"]
     assert (
         first["person"] == "person 1"
@@ -172,7 +200,10 @@ def test_the_nearest_people_of_a_folder_are_those_with_the_nearest_photo(drawn, 
     assert second["person"] == min(distances, key=distances.get)
     assert second["distance"] == pytest.approx(min(distances.values()), abs=1e-6)
     assert (report["verdict"], report["exit_code"], second["verdict"]) == ("same", 0, "different")
-    assert "broken.jpg cannot be read" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "broken.jpg cannot be read" in out
+    assert "searched: 3 people, 6 photos; without an answer: 1 photos" in out
+    assert "Of 6 photos of strangers about 0.06 would pass by chance." in out
     assert run(people, query, "--nearest", "2", checkpoint=strict) == report  # the folder may come first
 
 
@@ -201,6 +232,26 @@ def test_the_json_is_the_report_printed_alone_or_written(drawn, strict, tmp_path
     (tmp_path / "text.jpg").write_text("no photo")
     failed = run(photo(drawn, 0), tmp_path / "text.jpg", "--json", "-", checkpoint=strict)
     assert json.loads(capsys.readouterr().out) == failed and "cannot be read" in failed["error"]
+
+
+def test_json_without_a_path_is_printed(drawn, strict, capsys):
+    report = compare.main([photo(drawn, 0), photo(drawn, 1), "--checkpoint", str(strict), "--device", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out) == report
+
+
+def test_a_run_without_thresholds_gives_way_to_the_shipped_network(write_checkpoint, tmp_path, monkeypatch, capsys):
+    own, shipped = tmp_path / "Model_training_checkpoints" / "run" / "best.pt", tmp_path / "shipped.pt"
+    for module in (compare, checkpoint):
+        monkeypatch.setattr(module, "SHIPPED", shipped)
+    own.parent.mkdir(parents=True)
+    shutil.copy(write_checkpoint(), own)
+    assert compare.checkpoint_with_thresholds(tmp_path) == own  # nothing is shipped
+    shipped.touch()
+    assert compare.checkpoint_with_thresholds(tmp_path) == shipped
+    assert f"note: {own} has no thresholds" in capsys.readouterr().err
+    shutil.copy(write_checkpoint("with", thresholds=thresholds(1, 0.5)), own)
+    assert compare.checkpoint_with_thresholds(tmp_path) == own
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_picture_is_written_of_two_photos_and_of_the_nearest_in_a_folder(drawn, strict, tmp_path):

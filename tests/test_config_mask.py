@@ -1,6 +1,7 @@
 """The config, its overrides on the command line, and the way scripts end."""
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_unknown_keys_are_errors(capsys):
         settings(changes={"learning_rate": 0.1})
     with pytest.raises(DataError, match=r"missing keys \['margin'\]"):
         check_config({key: value for key, value in config.items() if key != "margin"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epochs", "190"), ("cbam", 1), ("model", True), ("margin", None), ("jitter", math.nan), ("patience", 2.0),
+     ("mask_kinds", "flat"), ("train_people", 3), ("optimizer", ["adagrad"])],
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_in_a_config_is_a_clear_error(key, value):
+    with pytest.raises(DataError, match=f"{key} = .*: must be of the same type as the default"):
+        settings(changes={key: value})
+    assert settings(changes={"margin": 1, "mask_kinds": ("flat",), "patience": None})["margin"] == 1
 
 
 def test_changes_come_between_the_config_and_the_command_line():

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from Data_loader.lfw_pairs import read_pairs
+from Data_loader.lfw_pairs import find_photos, read_pairs
 from Data_preprocessing.create_pairs import create_pairs, different_pairs, main, same_pairs, split_people
-from Data_preprocessing.photo_files import DataError
+from Data_preprocessing.photo_files import DataError, photos_of
 
 
 def fill(folder: Path, photos: dict[str, list[str]]) -> Path:
@@ -163,6 +163,19 @@ def test_other_file_names_are_a_clear_error(tmp_path, file):
     (data / "a" / file).touch()
     with pytest.raises(DataError, match=r"named <name>/<name>_0001\.jpg, here a/a_0001\.jpg"):
         create_pairs(data, tmp_path / "pairs.txt", 1, 1, 0)
+
+
+def test_photos_called_otherwise_count_in_sorted_order(tmp_path, capsys):
+    data = tmp_path / "people"
+    for person, photos in {"n01": ["0010_01.jpg", "0002_01.jpg", "x.png"], "n02": ["holiday.jpg", "b.jpeg"]}.items():
+        (data / person).mkdir(parents=True)
+        for photo in (*photos, "notes.txt"):
+            (data / person / photo).touch()
+    create_pairs(data, tmp_path / "pairs.txt", 1, 4, 0)
+    assert parse(tmp_path / "pairs.txt")[1][:4] == [["n01", a, b] for a, b in ("12", "13", "23")] + [["n02", "1", "2"]]
+    assert "no photo of 2 of 2 people, such as n01, is called <name>_<number>" in capsys.readouterr().out
+    found = find_photos([("n01", 1), ("n01", 3), ("n02", 2)], lambda person: photos_of(data, person))
+    assert list(found.values()) == ["n01/0002_01.jpg", "n01/x.png", "n02/holiday.jpg"]
 
 
 def test_one_number_twice_and_bad_names(tmp_path):

@@ -40,7 +40,7 @@ def checkpoint_path(tmp_path_factory):
         "model": trained("supervised", 80).state_dict(),
         "config": plain_config(settings),
         "progress": {"epoch": 7},
-        "thresholds": {"unmasked": 1.25},
+        "thresholds": {"unmasked": 1.25, "average_flip": True},
     }
     save_checkpoint(path, state)
     return path
@@ -76,7 +76,7 @@ def test_the_metadata_says_how_to_use_the_file(exported, checkpoint_path):
     import onnxruntime
 
     metadata = onnxruntime.InferenceSession(str(exported)).get_modelmeta().custom_metadata_map
-    assert json.loads(metadata.pop("thresholds")) == {"unmasked": 1.25}
+    assert json.loads(metadata.pop("thresholds")) == {"unmasked": 1.25, "average_flip": True}
     assert metadata == {
         "image_size": "80",
         "colour_order": "RGB",
@@ -84,6 +84,7 @@ def test_the_metadata_says_how_to_use_the_file(exported, checkpoint_path):
         "mean": "127.5",
         "std": "127.5",
         "embedding_dim": "16",
+        "thresholds_of": "the mean of a face's embedding and its mirror image's, divided by its length",
         "alignment": "dlib 68 landmarks, padding 0.25",
         "distance": "Euclidean on unit vectors",
         "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),

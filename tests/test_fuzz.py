@@ -11,12 +11,14 @@ import re
 import time
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from Data_loader.lfw_pairs import read_pairs
+from Data_loader.triplet_dataset import read_face, read_target
 from Data_loader.triplets import load_triplets, read_index, table_path
 from Data_preprocessing.manifest import COLUMNS, ManifestRow, read_manifest, row_text
 from Data_preprocessing.photo_files import DataError, decode_photo, read_photo
@@ -141,6 +143,39 @@ def test_photos(num, tmp_path):
     assert good > num / 10 and refused > num / 10
     for data, photo in zip(seeds, before, strict=True):  # no decoder was left in another state
         np.testing.assert_array_equal(decode_photo(data, "x"), photo)
+
+
+@pytest.mark.parametrize("num", INPUTS)
+def test_prepared_faces_and_targets(num, tmp_path):
+    """The loader's reader of them: never another shape or type, never a part of an image, and never the last one's."""
+    rng, path = np.random.default_rng(2), str(tmp_path / "x.jpg")
+    image = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (48, 48), interpolation=cv2.INTER_CUBIC)
+    seeds = [cv2.imencode(".jpg", image)[1].tobytes(), cv2.imencode(".png", image)[1].tobytes()]
+    seeds.append(cv2.imencode(".jpg", image[..., 0])[1].tobytes())
+
+    def write(data: bytes) -> None:
+        (tmp_path / "x.jpg").write_bytes(data)
+
+    def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        write(data)
+        return read_face(path, 48), read_target(path, 48)
+
+    def check(found: tuple[np.ndarray, np.ndarray], data: bytes) -> None:
+        face, target = found
+        assert (face.shape, face.dtype, target.shape, target.dtype) == ((3, 48, 48), np.uint8, (48, 48), np.uint8)
+        assert set(np.unique(target)) <= {0, 255}
+        np.testing.assert_array_equal(read(data)[0], face)
+
+    before = [read(data)[0] for data in seeds]
+    good, refused = outcomes(seeds, num, read, check)
+    assert good > num / 10 and refused > num / 10
+    for data, face in zip(seeds, before, strict=True):
+        np.testing.assert_array_equal(read(data)[0], face)
+        # PNG's last 12 bytes hold nothing of the image
+        for length in rng.integers(0, len(data) - 12, 20):
+            write(data[:length])
+            with pytest.raises(DataError, match="is broken"):
+                read_face(path, 48)
 
 
 # --- pairs files -----------------------------------------------------------------------------------------------------
@@ -280,7 +315,7 @@ def test_checkpoints(num, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "build_model", tiny)
     network = tiny(18, embedding_dim=4)
     torch.nn.init.constant_(network.bias, 0.9)  # so that what is loaded is not what is built
-    config = {"model": 18, "embedding_dim": 4, "attention": "none", "cbam": True, "pretrained": False}
+    config = {"model": 18, "embedding_dim": 4, "attention": "none", "cbam": True, "image_size": 64, "seed": 0}
     path = tmp_path / "last.pt"
     checkpoints.save_checkpoint(path, {"model": network.state_dict(), "config": config})
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -144,14 +145,26 @@ def test_photos_are_found_under_any_usual_name():
     files = {
         "Ann_Lee": ["Ann_Lee_0001.jpg", "Ann_Lee_2.PNG", "Ann_Lee_000003.JPEG", "Ann_Lee_0004.txt", "Ann_0005.jpg"],
         "Bob": ["Bob_1.png", "Bob_0001.jpg", "Bob_x.jpg"],
+        "Eve": ["0007_01.jpg", "notes.txt", "0003_01.jpg", "me.png"],  # none is called so: they count in sorted order
     }
     wanted = [("Ann_Lee", number) for number in range(7)] + [("Bob", 1), ("Bob", 2), ("Cyd", 1)]
+    wanted += [("Eve", number) for number in range(5)]
     assert find_photos(wanted, lambda person: files.get(person, [])) == {
         ("Ann_Lee", 1): "Ann_Lee/Ann_Lee_0001.jpg",
         ("Ann_Lee", 2): "Ann_Lee/Ann_Lee_2.PNG",
         ("Ann_Lee", 3): "Ann_Lee/Ann_Lee_000003.JPEG",
         ("Bob", 1): "Bob/Bob_0001.jpg",
+        ("Eve", 1): "Eve/0003_01.jpg",
+        ("Eve", 2): "Eve/0007_01.jpg",
+        ("Eve", 3): "Eve/me.png",
     }
+
+
+def test_in_the_cache_alone_photos_are_not_counted_for_it_holds_a_part_of_them():
+    manifest = {name: SimpleNamespace(status="no_face") for name in ("Ann/Ann_2.jpg", "Eve/b.jpg", "Eve/Eve_x.jpg")}
+    outputs = SimpleNamespace(face_notmask="none", face_mask="none")
+    wanted = [("Ann", 2), ("Eve", 1), ("Eve", 2)]
+    assert lfw_pairs._photos_in_cache(wanted, manifest, outputs) == {("Ann", 2): "Ann/Ann_2.jpg"}
 
 
 # --- prepare_pairs, with an aligner that only writes one-coloured faces -------------------------------------------

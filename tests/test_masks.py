@@ -17,6 +17,7 @@ from Data_preprocessing.mask_drawing import (
     draw_attention_target,
     draw_mask,
     random_mask,
+    spread_down,
     white_box,
 )
 from Data_preprocessing.mask_geometry import NOSE_BASE, convex_hull, face_outline, flat_mask_outline, forehead
@@ -136,6 +137,15 @@ def test_target_beside_a_slanting_mask_has_no_slivers():
     assert cv2.connectedComponents(target)[0] == 2  # background and one piece
     for x, y in turned[8:9].astype(int):
         assert target[y, x] == 0
+
+
+@pytest.mark.parametrize("height", [1, 2, 7, 64, 100, 257])
+def test_spreading_down_is_the_maximum_of_all_above(height):
+    rng = np.random.default_rng(height)
+    image = rng.integers(0, 256, (height, 9), dtype=np.uint8) * (rng.random((height, 9)) < 0.1)
+    before = image.copy()
+    np.testing.assert_array_equal(spread_down(image), np.maximum.accumulate(image, axis=0))
+    np.testing.assert_array_equal(image, before)
 
 
 def test_box_is_that_of_the_white():

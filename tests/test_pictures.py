@@ -12,7 +12,16 @@ from Data_preprocessing.photo_files import DataError
 from Models import pictures
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import plain_config, save_checkpoint
-from Models.pictures import ShownFace, hardest_pairs, plot_comparison, plot_distances, plot_learning_curves, plot_sheet
+from Models.pictures import (
+    ShownFace,
+    box_in,
+    error_titles,
+    hardest_pairs,
+    plot_comparison,
+    plot_distances,
+    plot_learning_curves,
+    plot_sheet,
+)
 
 
 def pixels(path):
@@ -36,10 +45,12 @@ def test_a_comparison_shows_photos_boxes_faces_and_attention(tmp_path):
     image = pixels(path)
     assert is_there(image, (200, 30, 30), 10_000) and is_there(image, (30, 30, 200), 10_000)  # both chips
     assert is_there(image, (0, 255, 0), 300)  # the boxes
-    plain = is_there(image, (48, 18, 59), 1)
+    over_red, over_blue = (132, 25, 43), (71, 18, 111)  # the map's ends, 45 % of them over the chips
+    assert not is_there(image, over_red, 1) and not is_there(image, over_blue, 1)
     plot_comparison(shown((200, 30, 30), np.zeros((3, 3))), shown((30, 30, 200), np.ones((3, 3))), "title", path)
     with_attention = pixels(path)
-    assert not plain and np.abs(with_attention - image).max(axis=2).astype(bool).sum() > 10_000
+    assert is_there(with_attention, over_red, 10_000) and is_there(with_attention, over_blue, 10_000)
+    assert with_attention.shape[1] > image.shape[1]  # a column more
 
 
 def test_attention_reaches_over_the_whole_face_at_the_right_places(tmp_path):
@@ -62,6 +73,22 @@ def test_the_hardest_pairs_are_the_nearest_strangers_and_the_farthest_of_one_per
     assert accepts.tolist() == [6, 2, 4] and sorted(rejects.tolist()) == [0, 1, 3, 5]
 
 
+def test_the_titles_of_the_sheets_count_the_errors():
+    distances = np.array([0.9, 0.2, 0.5, 0.5, 1.4, 1.1, 0.3])
+    is_same = np.array([True, True, False, True, False, True, False])
+    accepts, rejects = error_titles("masked", distances, 0.5, is_same)
+    assert accepts == "masked: the nearest strangers (2 of 3 pairs are accepted, up to 0.500)"
+    assert rejects == "masked: the farthest photos of one person (2 of 4 pairs are rejected, beyond 0.500)"
+
+
+@pytest.mark.parametrize("box", [(-7, 20, 228, 255), (20, 20, 80, 80)])
+def test_the_frame_of_a_face_stays_in_its_photo(box):
+    frame = box_in((100, 160, 3), box)
+    assert 0 <= frame.get_x() and frame.get_x() + frame.get_width() <= 159
+    assert 0 <= frame.get_y() and frame.get_y() + frame.get_height() <= 99
+    assert (frame.get_x(), frame.get_y()) == (max(0, box[0]), 20)
+
+
 @pytest.mark.parametrize("count", [1, 4, 6])
 def test_a_sheet_holds_every_pair(tmp_path, count):
     path = tmp_path / "sheet.png"
@@ -78,9 +105,10 @@ def test_histograms_tell_same_from_different(tmp_path):
     rng = np.random.default_rng(0)
     is_same = rng.random(600) < 0.5
     near = {"unmasked": np.where(is_same, 0.4, 1.2), "masked": np.where(is_same, 0.5, 1.0)}
-    plot_distances(near, is_same, tmp_path / "distances.png")
+    lines = {"unmasked": 0.8, "masked": 0.7}
+    plot_distances(near, lines, is_same, tmp_path / "distances.png")
     image = pixels(tmp_path / "distances.png")
-    plot_distances({name: np.full(600, 0.0) for name in near}, is_same, tmp_path / "collapsed.png")
+    plot_distances({name: np.full(600, 0.0) for name in near}, lines, is_same, tmp_path / "collapsed.png")
     assert image.shape[1] > 1.5 * image.shape[0]
     assert (pixels(tmp_path / "collapsed.png") != image).any()
 
@@ -165,9 +193,9 @@ def test_validation_writes_the_sheets_of_every_protocol(drawn_options, tmp_path,
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == sorted([*sheets, "distances.png"])
     for name in sheets:
         assert pixels(tmp_path / "sheets" / name).std() > 30
-    as_is = validate_on_LFW.main([*options, "--as_is", "--pictures", str(tmp_path / "as is")])
+    as_is = validate_on_LFW.main([*options, "--as_is", "--pictures"])
     assert list(as_is["protocols"]) == ["as is"]  # one side only: no mask is drawn
     assert as_is["protocols"]["as is"]["auc"] == pytest.approx(plain["protocols"]["unmasked"]["auc"], abs=0.01)
-    assert sorted(path.name for path in (tmp_path / "as is").iterdir()) == [
-        "distances.png", "false_accepts_as is.png", "false_rejects_as is.png"
+    assert sorted(path.name for path in (tmp_path / "roc").iterdir()) == [
+        "distances.png", "false_accepts_as_is.png", "false_rejects_as_is.png"
     ]  # fmt: skip

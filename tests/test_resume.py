@@ -3,11 +3,13 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import tiny_training
 import torch
@@ -15,6 +17,8 @@ from conftest import ROOT
 from test_train_maskV9 import read_metrics, train
 
 import train_maskV9
+from Data_loader.teacher import cache_path_of, dlib_descriptors
+from Data_loader.triplets import read_index
 from Data_preprocessing.photo_files import DataError
 from Data_preprocessing.run_lock import BusyError, locked
 from Losses.epoch_figures import NUM_TOTALS, SUMS, Tally
@@ -35,6 +39,10 @@ MODES = {
     "batch": ("--mining", "batch", "--batch_photos", "2"),
     "packed": ("--packed", "True"),
     "mined, packed": ("--mining", "mined", "--packed", "True"),
+    "batch, teacher": (  # as in the recipe "best"
+        "--mining batch --batch_photos 2 --teacher dlib --teacher_centred True --triplet_weight 0.0 "
+        "--optimizer adamw --learning_rate_schedule [(0,0.002)] --precision bfloat16"
+    ).split(),
 }
 
 
@@ -43,9 +51,20 @@ def tiny(monkeypatch):
     monkeypatch.setattr(training_setup, "build_network", tiny_training.tiny_network)
 
 
+def by_its_pixels(chip):
+    """128 numbers of a (150, 150, 3) chip, in place of dlib's network."""
+    return chip[::15, ::19].astype(np.float64).ravel()[:128] + 1
+
+
 @pytest.fixture(scope="module")
-def options(drawn, drawn_options):
-    return [*drawn_options, "--manifest_path", str(drawn / "train_manifest.csv"), *SHOWN]
+def options(drawn, drawn_options, tmp_path_factory):
+    """Settings with everything random that a face can be shown with; the teacher's descriptors are cached."""
+    index = tmp_path_factory.mktemp("taught") / "faces.csv"
+    shutil.copy(drawn / "train_face_mask.csv", index)
+    faces, folder = read_index(index).faces, drawn / "train_face_notmask"
+    dlib_descriptors(faces, folder, cache_path_of(index), workers=1, compute=by_its_pixels)
+    paths = ["--manifest_path", str(drawn / "train_manifest.csv"), "--train_data_index", str(index)]
+    return [*drawn_options, *paths, *SHOWN]
 
 
 def killed_after(steps, monkeypatch):

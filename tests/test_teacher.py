@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from conftest import ROOT
 
 from Data_loader import teacher
 from Data_loader.teacher import MARK, RECORD, cache_path_of, dlib_descriptors, find_network
+from Data_preprocessing import manifest
 from Data_preprocessing.face_alignment import FaceAligner
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.photo_files import DataError, decode_photo, iter_photos, read_photo, write_jpeg
@@ -253,6 +255,18 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(tmp_path, faces):
     assert 16 <= kept < FACES and counting.calls == FACES - kept
 
 
+def test_the_space_needed_is_told_before_anything_is_computed(tmp_path, faces, monkeypatch, capsys):
+    describe(tmp_path, faces, first_values)
+    folder = re.escape(str(tmp_path))
+    assert re.search(rf"space: about 0\.0 MB are needed in {folder}, [\d,.]+ MB are free", capsys.readouterr().out)
+    describe(tmp_path, faces, forbidden)
+    assert "space: " not in capsys.readouterr().out  # nothing to do
+    (tmp_path / "set_dlib.bin").unlink()
+    monkeypatch.setattr(manifest, "free_space", lambda path: 1000)
+    with pytest.raises(DataError, match=r"Not enough space: .* Free some"):
+        describe(tmp_path, faces, forbidden)
+
+
 def test_a_descriptor_without_a_direction_is_no_descriptor(tmp_path, faces):
     for value in (0.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="a descriptor of length"):
@@ -276,7 +290,8 @@ def drawn_faces(tmp_path_factory):
         (folder / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
         write_jpeg(folder / "faces" / name, aligned.chip)
         shape = aligner.predictor(photo, dlib.rectangle(*aligned.box))
-        direct.append(teacher.dlib_descriptor(dlib.get_face_chip(photo, shape, size=150, padding=0.25)))
+        network = dlib.face_recognition_model_v1(str(find_network()))
+        direct.append(np.array(network.compute_face_descriptor(photo, shape)))
     return folder, names, np.array(direct)
 
 
@@ -313,11 +328,13 @@ def test_a_missing_network_names_the_download_before_anything_is_done(tmp_path, 
 
 
 def test_a_damaged_network_is_refused(tmp_path, faces, monkeypatch):
+    whole = find_network().read_bytes()
     monkeypatch.setattr(teacher, "NETWORK_PATH", tmp_path / "here.dat")
-    (tmp_path / "here.dat").write_bytes(b"<html>404</html>")
-    teacher.load_network.cache_clear()
-    with pytest.raises(DataError, match=r"here\.dat is not dlib's whole"):
-        describe(tmp_path, faces, None)
+    for data in (b"<html>404</html>", whole[: len(whole) // 2], whole[:5000] + b"\xff" * 4 + whole[5004:]):
+        (tmp_path / "here.dat").write_bytes(data)
+        teacher.load_network.cache_clear()
+        with pytest.raises(DataError, match=r"here\.dat is not dlib's whole .* download http"):
+            describe(tmp_path, faces, None)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------

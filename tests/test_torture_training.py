@@ -14,18 +14,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tiny_training
-from conftest import ROOT
 from test_memory import STATM, resident_mb
-from test_resume import MODES, SHOWN, equal
-from test_torture import IMPORTS, finish, kill, launch, script
+from test_resume import EACH_STEP, MODES, equal, options  # noqa: F401 - a fixture
+from test_torture import Pace, finish, kill, kill_now, launch, script
 from test_train_maskV9 import train
 
 from Models import training_setup
+from Models.checkpoint import load_checkpoint
 from Models.training_run import TrainingRun
 
 pytestmark = pytest.mark.torture
 
-MOMENTS = 5  # of each mode; two thirds of the runs are killed twice
+MOMENTS = 6  # of each mode, with 0, 1 and 2 loader processes in turn; most are killed twice
+TRIES = 4 * MOMENTS
 EPOCHS = 190
 
 
@@ -36,39 +37,64 @@ def result_of(folder):
     }
 
 
-@pytest.mark.parametrize(("number", "mode"), list(enumerate(MODES)))
-def test_training_killed_at_any_moment_and_gone_on_with(number, mode, drawn, drawn_options, tmp_path, monkeypatch):
-    """0, 1 and 2 loader processes in turn; a checkpoint every 0.1 s, so between any two steps and within them."""
+@pytest.fixture
+def begin(options, monkeypatch):  # noqa: F811
+    """The command of a training run of 15 steps an epoch and more, without its mode, loader processes and folder."""
     monkeypatch.setenv("TINY_SECONDS", "0.05")
-    monkeypatch.setattr("test_torture.ROOT", ROOT)
-    begin = script("tests/tiny_training.py", *drawn_options, *SHOWN, *MODES[mode], "--run_name", "x")
-    begin += ["--manifest_path", str(drawn / "train_manifest.csv"), "--num_train_triplets", "60"]
-    begin += ["--num_workers", str(number % 3), "--save_every_minutes", "0.0017", "--output_path"]
+    command = script("tests/tiny_training.py", *options, "--run_name", "x", "--num_train_triplets", "60")
+    return [*command, *EACH_STEP]
+
+
+@pytest.mark.parametrize(("number", "mode"), list(enumerate(MODES)))
+def test_training_killed_at_any_moment_and_gone_on_with(number, mode, begin, tmp_path):
+    """A checkpoint after each step, so that every kill but the earliest is gone on from in the middle of an epoch."""
+    begin = [*begin, *MODES[mode], "--output_path"]
     reference = tmp_path / "reference"
     reference.mkdir()
-    finish([*begin, str(reference)], reference)  # the first one also fills the cache of test faces
-    shutil.rmtree(reference / "logs"), shutil.rmtree(reference / "Model_training_checkpoints")
-    started = time.monotonic()
-    finish([*begin, str(reference)], reference)
-    seconds = time.monotonic() - started
-    rng, hit = np.random.default_rng(number), 0
-    for moment in range(MOMENTS):
-        folder = tmp_path / f"run{moment}"
+    finish([*begin, str(reference)], reference)  # this one also fills the cache of test faces
+    shutil.rmtree(reference)
+    reference.mkdir()
+    pace = Pace([*begin, str(reference)], reference)
+    rng, hit, tries = np.random.default_rng(number), 0, 0
+    while hit < MOMENTS and tries < TRIES:
+        tries += 1
+        folder = tmp_path / f"run{tries}"
         folder.mkdir()
+        in_time = []
         for _ in range(rng.integers(1, 3)):
-            delay = seconds * rng.uniform(IMPORTS, 1.0)
-            hit += kill(launch(command(begin, folder), folder), delay, with_workers=bool(rng.integers(2)))
-        finish(command(begin, folder), folder)
+            process = launch(command(begin, folder, workers=hit % 3), folder)
+            in_time.append(kill(process, pace.delay(rng), with_workers=bool(rng.integers(2))))
+            if not in_time[-1]:
+                pace.was_quicker()
+        finish(command(begin, folder, workers=hit % 3), folder)
         equal(result_of(reference), result_of(folder))
         shutil.rmtree(folder)
-    assert hit >= MOMENTS // 2, f"only {hit} of the kills came in time"
+        hit += any(in_time)
+    assert hit == MOMENTS, f"only {hit} of {tries} runs were killed in time"
 
 
-def command(begin, folder):
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_training_killed_as_soon_as_its_first_step_is_saved(workers, begin, tmp_path):
+    begin = [*begin, "--output_path"]
+    reference, folder = tmp_path / "reference", tmp_path / "run"
+    reference.mkdir(), folder.mkdir()
+    finish([*begin, str(reference)], reference)
+    process = launch(command(begin, folder, workers), folder)
+    last, deadline = result_of(folder)["checkpoints"] / "last.pt", time.monotonic() + 60
+    while not last.exists():
+        assert time.monotonic() < deadline and process.poll() is None, folder.with_suffix(".err").read_text()
+        time.sleep(0.001)
+    kill_now(process, with_workers=True)
+    assert load_checkpoint(last)["position"]["batch"] in (1, 2)
+    finish(command(begin, folder, workers), folder)
+    equal(result_of(reference), result_of(folder))
+
+
+def command(begin, folder, workers):
     """What a user types: the command of before if there is no checkpoint yet, else --resume."""
     if (folder / "Model_training_checkpoints" / "x" / "last.pt").exists():
         return script("tests/tiny_training.py", "--resume", "--output_path", str(folder), "--device", "cpu")
-    return [*begin, str(folder)]
+    return [*begin, str(folder), "--num_workers", str(workers)]
 
 
 def open_things():

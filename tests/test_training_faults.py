@@ -1,24 +1,34 @@
 """Training and validation with full or closed disks, dying loader processes and set-ups that cannot work."""
 
+import csv
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import pytest
 import tiny_training
+import torch
 from conftest import ROOT
 from test_faults import drop_root_rights, rights_count  # noqa: F401
 from test_resume import equal
-from test_train_maskV9 import train
+from test_train_maskV9 import read_metrics, train
 
 import train_maskV9
 import validate_on_LFW
+from config_mask import config as defaults
 from Data_loader import triplet_dataset
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.photo_files import DataError
-from Models import training_setup
+from Models import provenance, training_setup
+from Models.CBAM_Face_attention_Resnet import build_model
+from Models.checkpoint import plain_config, save_checkpoint
 from Models.memory import memory_advice
 
 
@@ -54,6 +64,7 @@ def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(name, tiny, draw
     monkeypatch.delenv("TINY_PICTURES", raising=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert "File too large" in done.stderr and name in done.stderr and "MB are free" in done.stderr
+    assert name == "train.log" or "MB are needed" in done.stderr
     after = contents(tmp_path / "parts")
     for path, data in before.items():
         growing = path.name in ("train.log", "run.json", "metrics.csv", "config.json")
@@ -113,3 +124,99 @@ def test_validation_refuses_too_few_pairs(drawn, drawn_options, tmp_path):
             ["--output_path", str(tmp_path), "--data_path", str(drawn / "test"), "--device", "cpu",
              "--pairs_path", str(tmp_path / "few.txt"), "--cache_path", str(drawn / "cache")]
         )  # fmt: skip
+
+
+def test_validation_that_cannot_write(drawn, tmp_path):
+    """There is a file where a folder should be: also root cannot write there."""
+    settings = {**defaults, "model": 18, "image_size": 64, "embedding_dim": 16}
+    state = {"model": build_model(18, 16).state_dict(), "config": plain_config(settings), "train_people": []}
+    save_checkpoint(tmp_path / "net.pt", {**state, "progress": {"epoch": 1}})
+    (tmp_path / "file").touch()
+    command = ["--checkpoint", tmp_path / "net.pt", "--data_path", drawn / "test", "--cache_path", drawn / "cache"]
+    command += ["--pairs_path", drawn / "test_pairs.txt", "--output_path", tmp_path, "--device", "cpu"]
+    for option, name in (("--json", "figures.json"), ("--picture", "roc.png")):
+        with pytest.raises(DataError, match=rf"Stopped: .*{tmp_path}/file"):
+            validate_on_LFW.main([str(part) for part in (*command, option, tmp_path / "file" / name)])
+
+
+def test_a_device_that_is_not_there(drawn_options, tmp_path):
+    with pytest.raises(DataError, match=r"--device cuda:99: not available here .*; try --device cpu"):
+        train(drawn_options, tmp_path, "--device", "cuda:99")
+    with pytest.raises(DataError, match=r"--device gpu: not available here"):
+        train(drawn_options, tmp_path, "--device", "gpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_test_people_that_are_trained_on_are_told_and_left_out(tiny, drawn, drawn_options, tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    names = [path.name for path in (drawn / "train").iterdir()][:2]
+    for person in [*(drawn / "test").iterdir(), *(drawn / "train" / name for name in names)]:
+        (both / person.name).symlink_to(person)
+    create_pairs(both, tmp_path / "pairs.txt", folds=2, pairs=45, seed=0)
+    paths = ("--LFW_data_path", both, "--LFW_pairs", tmp_path / "pairs.txt", "--cache_path", tmp_path / "cache")
+    result = train(drawn_options, tmp_path, *map(str, paths), "--epochs", "1")
+    lines = (tmp_path / "pairs.txt").read_text().splitlines()[1:]
+    overlapping = sum(any(name in line.split("\t") for name in names) for line in lines)
+    assert 20 < overlapping < 80
+    (row,) = read_metrics(result["metrics"])
+    for protocol in ("unmasked", "masked", "cross"):
+        assert int(row[f"{protocol}_pairs"]) == 180 - overlapping
+        assert row[f"{protocol}_skipped"] == f"{overlapping} person trained on"
+    log = (result["metrics"].parent / "train.log").read_text()
+    assert f"test pairs lfw: {180 - overlapping} used, {overlapping} person trained on" in log
+
+
+def test_log_and_metrics_can_be_read_at_any_time_and_tell_the_clock(tiny, drawn_options, tmp_path):
+    logs, seen, over = tmp_path / "logs" / "x", Counter(), threading.Event()
+
+    def watch():
+        while not over.is_set():
+            if (logs / "metrics.csv").exists():
+                with open(logs / "metrics.csv", newline="") as file:
+                    header, *rows = csv.reader(file)
+                assert "epoch" in header and all(len(row) == len(header) for row in rows)
+                seen[len(rows)] += 1
+            time.sleep(0.001)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        started = datetime.now().replace(microsecond=0)
+        try:
+            train(drawn_options, tmp_path, "--run_name", "x", "--epochs", "4", "--num_train_triplets", "8")
+        finally:
+            over.set()
+        watching.result()
+    assert len(seen) >= 3
+    lines = (logs / "train.log").read_text().splitlines()
+    times = [datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S") for line in lines]
+    assert times == sorted(times) and started <= times[0] and times[-1] <= datetime.now()
+    assert all(line[19:21] == "  " for line in lines) and sum("  epoch " in line[19:27] for line in lines) == 4
+
+
+# --- where the figures come from ---
+
+
+def test_commit_and_changes_of_the_code_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
+
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True)
+
+    def state():
+        start = provenance.describe_start(torch.device("cpu"), index, 3, 2)
+        assert {"python", "torch", "numpy", "opencv", "torchvision", "pillow", "dlib-bin"} <= start.keys()
+        return start["git_commit"], start["git_dirty"], start["index_sha256"]
+
+    index, code = tmp_path / "index.csv", tmp_path / "code.py"
+    index.write_text("id,name,class\n")
+    code.write_text("1\n")
+    assert state()[:2] == (None, None)
+    git("init", "--quiet")
+    git("add", "code.py")
+    git("commit", "--quiet", "-m", "x")
+    commit, dirty, sha256 = state()
+    assert len(commit) == 40 and dirty is False and len(sha256) == 64
+    code.write_text("2\n")
+    index.write_text("id,name,class\n1,a,0\n")
+    assert state()[:2] == (commit, True) and state()[2] != sha256

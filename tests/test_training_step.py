@@ -59,7 +59,9 @@ def step(objective, data):
 
 def test_the_teacher_teaches_every_image_of_the_batch():
     data, targets = batch(), unit_rows(18)
-    objective = Objective(0.5, 10.0, attention_weight=0.0, triplet_weight=0.0, teacher_weight=3.0, descriptors=targets)
+    objective = Objective(
+        0.5, 10.0, attention_weight=0.0, triplet_weight=0.0, teacher_weight=3.0, teacher=lambda _: targets
+    )
     model, judged, _, loss, _ = step(objective, data)
     embeddings = model(data["images"].flatten(0, 1))[0]
     wanted = np.mean([((e - t) ** 2).sum() for e, t in zip(embeddings.detach().numpy(), targets.numpy(), strict=True)])
@@ -69,7 +71,7 @@ def test_the_teacher_teaches_every_image_of_the_batch():
 
 def test_the_losses_are_added_with_their_weights():
     data, targets = batch(), unit_rows(18)
-    objective = Objective(3.0, 10.0, 0.7, triplet_weight=0.3, teacher_weight=2.0, descriptors=targets)
+    objective = Objective(3.0, 10.0, 0.7, triplet_weight=0.3, teacher_weight=2.0, teacher=lambda _: targets)
     _, judged, _, loss, attention = step(objective, data)
     parts = 0.3 * judged.triplet.loss + 0.7 * judged.attention.mean() + 2.0 * judged.teacher.mean()
     assert loss.item() == pytest.approx(parts.item(), rel=1e-5)
@@ -101,7 +103,8 @@ def test_triplets_are_sought_in_the_batch_among_the_people_of_its_faces(strategy
 
 def test_a_batch_of_strangers_has_no_triplets_but_a_teacher():
     data = batch(2)
-    objective = Objective(0.5, 10.0, teacher_weight=1.0, descriptors=unit_rows(6), classes=torch.arange(6))
+    targets = unit_rows(6)
+    objective = Objective(0.5, 10.0, teacher_weight=1.0, teacher=lambda _: targets, classes=torch.arange(6))
     model, judged, hard, loss, _ = step(objective, data)
     assert judged.rows.shape == (0, 3) and (hard.num, hard.images) == (0, 6)
     assert loss > 0 and model.matrix.grad.abs().max() > 0

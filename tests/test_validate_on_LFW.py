@@ -152,6 +152,16 @@ def test_picture_is_written_and_no_figure_stays_open(tmp_path, monkeypatch):
     assert plt.get_fignums() == []
 
 
+def test_pairs_that_create_pairs_made_of_the_photos_are_taken(tmp_path):
+    own, config = str(tmp_path / "own"), {"LFW_data_path": "lfw", "LFW_pairs": "lfw.txt"}
+    args = validate_on_LFW.parse_args(["--data_path", own])
+    assert validate_on_LFW.test_paths(args, config, {}) == (own, "lfw.txt")
+    (tmp_path / "own_pairs.txt").touch()
+    assert validate_on_LFW.test_paths(args, config, {}) == (own, f"{own}_pairs.txt")
+    args = validate_on_LFW.parse_args(["--data_path", own, "--pairs_path", "mine.txt"])
+    assert validate_on_LFW.test_paths(args, config, {}) == (own, "mine.txt")
+
+
 # --- degenerate inputs -----------------------------------------------------------------------------------------------
 
 LABELS = np.tile([True, False], 60)

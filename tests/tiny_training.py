@@ -17,30 +17,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
 from config_mask import run_script
 from Models import training_run, training_setup
+from Models.checkpoint import TEACHER_DIM, UnitLinear
 
 
 class TinyNetwork(nn.Module):
-    """Takes and gives what V9 does."""
+    """Takes and gives what V9 does; ``taught``: with a layer from its embedding to a teacher's descriptor."""
 
-    projection = None
-
-    def __init__(self):
+    def __init__(self, taught: bool = False):
         super().__init__()
         self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU())
         self.attention = nn.Conv2d(8, 1, 1)
         self.embedding = nn.Linear(8, 16)
+        self.projection = UnitLinear(16, TEACHER_DIM, bias=False) if taught else None
 
     def forward(self, images, return_logits=False):
         if self.training:
             time.sleep(float(os.environ.get("TINY_SECONDS", 0)))
         features = self.trunk(images.float() / 127.5 - 1)
         logits = self.attention(features)
-        embedding = nn.functional.normalize(self.embedding(features.mean(dim=(2, 3))), dim=1)
+        embedding = nn.functional.normalize(self.embedding(features.mean(dim=(2, 3))).float(), dim=1)
         return embedding, logits if return_logits else logits.sigmoid()
 
 
 def tiny_network(config: dict) -> TinyNetwork:
-    return TinyNetwork()
+    return TinyNetwork(taught=config["teacher"] != "none")
 
 
 if __name__ == "__main__":
