@@ -125,7 +125,8 @@ def test_a_run_as_long_as_the_recipe_gathers_nothing(drawn_options, tmp_path, mo
         drawn_options, tmp_path, "--epochs", str(EPOCHS), "--save_every", "1000", "--num_workers", "1",
         "--num_train_triplets", "16",
     )  # fmt: skip
-    assert len(list((tmp_path / "ROC_images").rglob("*.png"))) == EPOCHS
+    assert len(list((tmp_path / "ROC_images").rglob("lfw_epoch_*.png"))) == EPOCHS
+    assert len(list((tmp_path / "ROC_images").rglob("learning_curves.png"))) == 1
     assert len(result["metrics"].read_text().splitlines()) == EPOCHS + 1
     assert seen[9] == seen[-1], (seen[9], seen[-1])
     assert memory[-1] < 1.03 * memory[19], [round(value, 1) for value in memory[9::20]]
