@@ -267,8 +267,11 @@ def check_config(final: dict) -> None:
     for key in ("unmasked_share", "mix"):
         if not 0 <= final[key] <= 1:
             raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")
-    if final["mix"] and (final["masks"] != "new" or final["teacher"] == "none" or final["triplet_weight"]):
-        raise DataError("mix makes faces of nobody: it needs masks = new, teacher = dlib and triplet_weight = 0")
+    taught = final["teacher"] != "none" and final["teacher_weight"]
+    if final["mix"] and (final["masks"] != "new" or not taught or final["triplet_weight"]):
+        raise DataError(
+            "mix makes faces of nobody: it needs masks = new, teacher = dlib with a teacher_weight, triplet_weight = 0"
+        )
     if final["batch_photos"] < 2:
         raise DataError(f"batch_photos = {final['batch_photos']!r}: a triplet needs two photos of a person")
     check_kinds(final["mask_kinds"])

@@ -153,7 +153,7 @@ def test_a_blend_is_what_the_teacher_would_see_of_a_file(flat_faces):
 def test_blends_need_a_teacher_and_no_triplets():
     good = {**defaults, **RECIPES["best"], "mix": 0.5}
     check_config(good)
-    for key, value in (("masks", "stored"), ("teacher", "none"), ("triplet_weight", 1.0)):
+    for key, value in (("masks", "stored"), ("teacher", "none"), ("teacher_weight", 0.0), ("triplet_weight", 1.0)):
         with pytest.raises(DataError, match="mix makes faces of nobody"):
             check_config({**good, key: value})
     with pytest.raises(DataError, match=r"mix = 1\.5: must be from 0 to 1"):
