@@ -27,13 +27,14 @@ from torchvision.models import get_weight
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from Data_preprocessing.photo_files import DataError
+from Models.small_map_conv import SmallMapConv2d
 
 MIN_SIZE = 64  # px; below, the last feature map has fewer than the 2 x 2 cells that the head pools to
 ATTENTION = ("none", "free", "supervised")
 NEW_PARTS = frozenset({"cbam", "face_attention", "embedding"})  # modules that torchvision's ResNet does not have
 
 
-class ScaledConv2d(nn.Conv2d):
+class ScaledConv2d(SmallMapConv2d):
     """Convolution that multiplies its weights by a constant at run time ("equalized learning rate").
 
     Karras et al. 2018, section 4.1. Adagrad's first step moves every weight by the whole learning rate, 0.125 in this
@@ -147,6 +148,9 @@ class FaceAttentionResNet(ResNet):
         plain_block, cbam_block, layers = LAYERS[depth]
         super().__init__(cbam_block if cbam else plain_block, layers, num_classes=1)
         del self.fc  # ImageNet's classifier
+        for module in self.layer4.modules():
+            if type(module) is nn.Conv2d:
+                module.__class__ = SmallMapConv2d  # torchvision's blocks leave no other way to choose it
         channels = 512 * plain_block.expansion
         self.face_attention = None if attention == "none" else face_attention(channels)
         self.avgpool = nn.AdaptiveAvgPool2d(2)
