@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from Data_preprocessing.mask_drawing import check_kinds
+from Data_preprocessing.mask_drawing import ALL_KINDS, check_kinds
 from Data_preprocessing.photo_files import DataError
 
 ROOT = Path(__file__).resolve().parent
@@ -45,8 +45,8 @@ config = {
     "photo_jitter": 0.0,  # of brightness, contrast, colour, sharpness; 1: plainly visible
     "mix": 0.0,  # share of the faces blended with another person's, before the mask: new people, whom only a teacher
     # ^ can tell anything of; needs masks = new, a teacher, and triplet_weight = 0
-    "test_masks": "flat",  # of test faces; flat, kinds: all kinds, realigned: all kinds, and the face found anew,
-    # ^ as_is: none is drawn, the photos show real ones
+    "test_masks": "flat",  # of test faces: one kind; kinds: all; realigned: all, and the face found anew; as_is: none
+    # ^ is drawn, the photos show real ones
     # --- network ----------------------------------------------------------------------------------------------------
     "model": 34,  # depth of the ResNet: 18, 34, 50, 101, 152
     "attention": "supervised",  # face attention branch: none, free (without target), supervised
@@ -172,7 +172,7 @@ CHOICES = {
     "mining": ("random", "mined", "batch"),
     "batch_triplets": ("semihard", "hardest"),
     "masks": ("stored", "new"),
-    "test_masks": ("flat", "kinds", "realigned", "as_is"),
+    "test_masks": (*ALL_KINDS, "kinds", "realigned", "as_is"),
     "teacher": ("none", "dlib"),
     "rate_decay": ("none", "cosine"),
     "precision": ("auto", "float32", "bfloat16"),

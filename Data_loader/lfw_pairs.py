@@ -24,6 +24,7 @@ MISSING, UNREADABLE, NO_FACE, TRAINED_ON = "missing photo", "unreadable photo", 
 REASONS = {"ok": None, "unreadable": UNREADABLE, "no_face": NO_FACE}  # of a manifest's status
 SUITES = {  # how the masked test faces are made: what process_photos is told
     "flat": {},  # flat masks drawn on the aligned faces: the recipe's test
+    **{kind: {"mask_kinds": (kind,)} for kind in ALL_KINDS if kind != "flat"},  # one other kind, so drawn
     "kinds": {"mask_kinds": ALL_KINDS},  # masks of all kinds drawn on the aligned faces
     "realigned": {"mask_kinds": ALL_KINDS, "realign": True},  # drawn on the photos; found and aligned behind them
     "as_is": {"mask_kinds": (), "chain": "any"},  # the photos show real masks: none is drawn, none is left out
@@ -188,8 +189,8 @@ def prepare_pairs(
 ) -> PairSet:
     """Align and mask every photo of the pairs that the cache does not hold yet, and return the pairs that can be used.
 
-    The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``, with ``-kinds``, ``-realigned`` or
-    ``-as_is`` behind it; a photo in it is made again when its source changed. While another run is writing the cache,
+    The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``, with ``-<suite>`` behind it for
+    all but flat masks; a photo in it is made again when its source changed. While another run is writing the cache,
     this one waits for it, up to an hour. Where all is cached neither dlib nor the photos themselves are needed.
 
     Args:

@@ -3,6 +3,7 @@
 python benchmarks/accuracy.py --recipe plain --images 60000 --seed 0 --faces FOLDER    trains, adds rows to the CSV
 python benchmarks/accuracy.py --recipe dlib --faces FOLDER                             dlib's own network, same pixels
 python benchmarks/accuracy.py --checkpoint PATH --recipe NAME --faces FOLDER           a network that is there already
+python benchmarks/accuracy.py --recipe best --without cloth --images 20000 ...         a kind of mask never seen
 python benchmarks/accuracy.py --table                                                  prints the CSV as Markdown
 python benchmarks/accuracy.py --compare A B                                            difference of two rows
 """
@@ -24,11 +25,13 @@ from benchmarks.small_real import DOUBLES, SmallReal, prepare
 from config_mask import RECIPES, ROOT, config, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Data_loader.teacher import dlib_descriptor, to_chip_size, unit_row
+from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import DataError, replacing, write_whole
 from Models.checkpoint import load_checkpoint, network_from_checkpoint
 from validate_on_LFW import PROTOCOLS, embed_faces, summarise
 
 SUITES = ("flat", "kinds", "realigned")
+ALL_SUITES = (*SUITES, *(kind for kind in ALL_KINDS if kind not in SUITES))  # in the order of the table
 COLUMNS = "recipe seed images suite unmasked masked cross pairs attention_iou attention_iou_constant seconds".split()
 EPOCHS = 4  # of a run: so often the pairs kept aside are looked at
 
@@ -51,7 +54,7 @@ def main(argv=None) -> None:
         def embed(loader) -> np.ndarray:
             return embed_faces(network, loader, torch.device("cpu"), flip=args.flip)
 
-        name = args.recipe + (" + flip" if args.flip else "")
+        name = recipe_name(args) + (" + flip" if args.flip else "")
         score(args, data, name, embed, figures, checkpoint["train_people"], trained_with["image_size"])
     else:
         raise DataError(f"--recipe {args.recipe}: must be dlib or one of {', '.join(RECIPES)}")
@@ -63,12 +66,19 @@ def train(args: argparse.Namespace, data: SmallReal) -> tuple[Path, dict]:
     values = {**data.settings, "model": 18, "image_size": args.image_size, "embedding_dim": 128, "seed": args.seed}
     values |= {"epochs": EPOCHS, "num_train_triplets": triplets, "triplets": "new", "num_workers": 0}
     options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-    name = f"{args.recipe}_{args.images}_seed{args.seed}"
+    if args.without:
+        options += ["--mask_kinds", str([kind for kind in ALL_KINDS if kind != args.without])]
+    name = f"{recipe_name(args)}_{args.images}_seed{args.seed}".replace(" ", "_")
     result = train_maskV9.main([*options, "--recipe", args.recipe, "--run_name", name, *args.options])
     rows = list(csv.DictReader(io.StringIO(Path(result["metrics"]).read_text())))
     best = result["best"]
     figures = {key: best[key] for key in ("attention_iou", "attention_iou_constant")}
     return result["checkpoints"] / "best.pt", {**figures, "seconds": round(sum(float(row["seconds"]) for row in rows))}
+
+
+def recipe_name(args: argparse.Namespace) -> str:
+    """The recipe, as a row's name."""
+    return args.recipe + (f" without {args.without}" if args.without else "")
 
 
 def score(
@@ -80,7 +90,7 @@ def score(
     """
     settings = {**config, **data.settings, **data.test, "num_workers": 0, "image_size": image_size or args.image_size}
     rows = []
-    for suite in SUITES:
+    for suite in [args.without] if args.without else args.suites:
         test_set = LFWestMask_dataloader({**settings, "test_masks": suite}, {*people, *DOUBLES})
         pairs = test_set.pairs
         faces = {side: embed(getattr(test_set, side)) for side in ("unmasked", "masked")}
@@ -144,7 +154,7 @@ def table(rows: list[dict]) -> str:
         "| attention IoU (constant map) |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    order = sorted(range(len(rows)), key=lambda number: SUITES.index(rows[number]["suite"]))
+    order = sorted(range(len(rows)), key=lambda number: ALL_SUITES.index(rows[number]["suite"]))
     groups = {}
     for number in order:
         row = rows[number]
@@ -218,6 +228,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=0, help="images that pass forward in training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int, default=80, help="px (default %(default)s)")
+    parser.add_argument("--suites", nargs="+", choices=ALL_SUITES, default=SUITES, metavar="MASKS",
+                        help=f"test masks, of {', '.join(ALL_SUITES)} (default: the first three)")  # fmt: skip
+    parser.add_argument("--without", choices=ALL_KINDS, metavar="KIND",
+                        help="train with the other kinds of masks, test on this one")  # fmt: skip
     parser.add_argument("--checkpoint", metavar="PATH", help="score this one instead of training")
     parser.add_argument("--flip", action="store_true", help="average a face's embedding and its mirror image's")
     parser.add_argument("--faces", type=Path, default=ROOT.parent / "shared" / "faces", metavar="FOLDER",

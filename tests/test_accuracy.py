@@ -11,7 +11,9 @@ from benchmarks.small_real import people_to_choose_on, prepare
 from Data_loader.lfw_pairs import read_pairs
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import DataError, person_folders, read_names
+from Models.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,25 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
     assert [row["masked"] for row in again] == [row["masked"] for row in rows] and len(again) == 3  # in their place
     accuracy.main([*options, "--compare", "mix_36_0", "mix_36_0"])
     assert capsys.readouterr().out.count("+0.0000  (95 % interval +0.0000 to +0.0000)") == 9
+
+
+def test_a_kind_left_out_of_training_is_what_is_tested(prepared, faces, tmp_path, monkeypatch):
+    _, work = prepared
+    monkeypatch.setattr(accuracy, "EPOCHS", 1)
+    table = tmp_path / "rows.csv"
+    options = ["--faces", str(faces), "--work", str(work), "--csv", str(table), "--image_size", "64", "--images", "36"]
+    accuracy.main([*options, "--recipe", "mix", "--without", "cloth", "--train_batch_size", "6"])
+    (row,) = csv.DictReader(table.open())
+    assert (row["recipe"], row["suite"]) == ("mix without cloth", "cloth")
+    checkpoint = work / "Model_training_checkpoints" / "mix_without_cloth_36_seed0" / "best.pt"
+    kinds = load_checkpoint(checkpoint)["config"]["mask_kinds"]
+    assert kinds == [kind for kind in ALL_KINDS if kind != "cloth"]
+    # all kinds of masks, one by one
+    accuracy.main([*options, "--recipe", "mix", "--checkpoint", str(checkpoint), "--suites", "cloth", "black"])
+    cloth, black = list(csv.DictReader(table.open()))[1:]
+    assert (cloth["suite"], black["suite"]) == ("cloth", "black") and cloth["masked"] == row["masked"]
+    lines = accuracy.table([row, cloth, black]).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| mix without cloth", "| mix", "| mix"]
 
 
 def test_the_table_has_mean_and_spread_over_seeds():

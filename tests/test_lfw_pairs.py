@@ -253,7 +253,7 @@ def test_each_suite_has_its_own_cache_and_tells_how_masks_are_made(config, calls
         assert {key: calls[-1].get(key) for key in ("mask_kinds", "realign", "chain")} == {
             "mask_kinds": None, "realign": None, "chain": None, **options
         }  # fmt: skip
-    with pytest.raises(DataError, match="test_masks = 'velvet': must be one of flat, kinds, realigned"):
+    with pytest.raises(DataError, match="test_masks = 'velvet': must be one of flat, surgical, cloth"):
         prepare(config, "velvet")
 
 
