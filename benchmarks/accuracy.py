@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
 from benchmarks.small_real import DOUBLES, SmallReal, prepare
 from config_mask import RECIPES, ROOT, config, run_script
-from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
+from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, V9_train_dataloader
 from Data_loader.teacher import dlib_descriptor, to_chip_size, unit_row
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import DataError, replacing, write_whole
+from Losses.Attention_loss import attention_iou, resize_target
 from Models.checkpoint import load_checkpoint, network_from_checkpoint
 from validate_on_LFW import PROTOCOLS, embed_faces, summarise
 
@@ -49,13 +50,14 @@ def main(argv=None) -> None:
         path, figures = (args.checkpoint, {}) if args.checkpoint else train(args, data)
         checkpoint = load_checkpoint(path)
         network = network_from_checkpoint(checkpoint, path)
-        trained_with = {key: checkpoint["config"][key] for key in ("image_size", "seed")}
+        if checkpoint["config"]["attention"] == "free":
+            figures = figures | free_attention(network, checkpoint["config"] | data.settings)
 
         def embed(loader) -> np.ndarray:
             return embed_faces(network, loader, torch.device("cpu"), flip=args.flip)
 
         name = recipe_name(args) + (" + flip" if args.flip else "")
-        score(args, data, name, embed, figures, checkpoint["train_people"], trained_with["image_size"])
+        score(args, data, name, embed, figures, checkpoint["train_people"], checkpoint["config"]["image_size"])
     else:
         raise DataError(f"--recipe {args.recipe}: must be dlib or one of {', '.join(RECIPES)}")
 
@@ -74,6 +76,19 @@ def train(args: argparse.Namespace, data: SmallReal) -> tuple[Path, dict]:
     best = result["best"]
     figures = {key: best[key] for key in ("attention_iou", "attention_iou_constant")}
     return result["checkpoints"] / "best.pt", {**figures, "seconds": round(sum(float(row["seconds"]) for row in rows))}
+
+
+@torch.inference_mode()
+def free_attention(network: torch.nn.Module, settings: dict, triplets: int = 700) -> dict:
+    """IoU of a face attention that was trained without targets, on training faces; others' are training's figures."""
+    loader = V9_train_dataloader(settings | {"attention": "supervised", "num_train_triplets": triplets})
+    mean_target, found = loader.dataset.mean_target(), {"attention_iou": [], "attention_iou_constant": []}
+    for batch in loader:
+        targets, maps = batch["targets"].flatten(0, 1), network(batch["images"].flatten(0, 1))[1]
+        constant = resize_target(mean_target, maps.shape[2:])
+        for name, attention in zip(found, (maps, constant), strict=True):
+            found[name].append(attention_iou(attention, targets))
+    return {name: round(torch.cat(values).mean().item(), 6) for name, values in found.items()}
 
 
 def recipe_name(args: argparse.Namespace) -> str:

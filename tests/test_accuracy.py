@@ -84,6 +84,16 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
     assert capsys.readouterr().out.count("+0.0000  (95 % interval +0.0000 to +0.0000)") == 9
 
 
+def test_an_attention_trained_without_targets_is_compared_with_them(prepared, faces, tmp_path, monkeypatch):
+    _, work = prepared
+    monkeypatch.setattr(accuracy, "EPOCHS", 1)
+    table = tmp_path / "rows.csv"
+    options = ["--faces", str(faces), "--work", str(work), "--csv", str(table), "--image_size", "80"]
+    accuracy.main([*options, "--recipe", "free", "--images", "36", "--suites", "flat", "--train_batch_size", "6"])
+    (row,) = csv.DictReader(table.open())
+    assert 0 <= float(row["attention_iou"]) <= 1 and 0 < float(row["attention_iou_constant"]) < 1
+
+
 def test_a_kind_left_out_of_training_is_what_is_tested(prepared, faces, tmp_path, monkeypatch):
     _, work = prepared
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
