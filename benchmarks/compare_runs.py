@@ -57,7 +57,7 @@ def plot(runs: dict[str, pd.DataFrame], columns: list[str], x: str, path: Path) 
             axes.plot(metrics["x"], metrics[column], marker=".", label=name)
         axes.set(title=column, xlabel=LABELS[x])
         axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the last panel: over it, it would hide lines
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
