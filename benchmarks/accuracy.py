@@ -45,6 +45,8 @@ def main(argv=None) -> None:
         print(comparison(args.csv, *args.compare))
     elif args.recipe == "dlib":
         score(args, prepare(args.faces, args.work), f"dlib {args.image_size} px", dlib_embeddings, {})
+    elif args.without and RECIPES.get(args.recipe, {}).get("masks") != "new":
+        raise DataError(f"--without {args.without}: --recipe {args.recipe} trains on stored masks, of no other kind")
     elif args.checkpoint or args.recipe in RECIPES:
         data = prepare(args.faces, args.work)
         path, figures = (args.checkpoint, {}) if args.checkpoint else train(args, data)

@@ -1,18 +1,23 @@
 """The accuracy benchmark: the protocol's people are kept apart, rows are added and printed, networks are compared."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import accuracy
 from benchmarks.small_real import people_to_choose_on, prepare
+from config_mask import config
 from Data_loader.lfw_pairs import read_pairs
+from Data_loader.triplet_dataset import read_target
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import DataError, person_folders, read_names
+from Losses.Attention_loss import resize_target
 from Models.checkpoint import load_checkpoint
 
 
@@ -85,7 +90,7 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
 
 
 def test_an_attention_trained_without_targets_is_compared_with_them(prepared, faces, tmp_path, monkeypatch):
-    _, work = prepared
+    data, work = prepared
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
     table = tmp_path / "rows.csv"
     options = ["--faces", str(faces), "--work", str(work), "--csv", str(table), "--image_size", "80"]
@@ -93,24 +98,39 @@ def test_an_attention_trained_without_targets_is_compared_with_them(prepared, fa
     (row,) = csv.DictReader(table.open())
     assert 0 <= float(row["attention_iou"]) <= 1 and 0 < float(row["attention_iou_constant"]) < 1
 
+    def overlap(value: float) -> dict:
+        """The figures of a network that looks everywhere alike."""
+        return accuracy.free_attention(lambda images: (None, torch.full((len(images), 1, 3, 3), value)), settings, 20)
+
+    settings = {**config, **data.settings, "image_size": 80, "num_workers": 0, "triplets": "new"}
+    nowhere, everywhere = overlap(0.0), overlap(1.0)
+    folder, names = data.settings["mask_data_path"], read_names(data.settings["train_people"])
+    cells = [resize_target(torch.from_numpy(read_target(str(path), 80))[None, None], (3, 3)) >= 0.5
+             for name in names for path in sorted(Path(folder, name).glob("*.jpg"))]  # fmt: skip
+    shares = [part.float().mean().item() for part in cells]
+    assert nowhere["attention_iou"] == 0 and min(shares) <= everywhere["attention_iou"] <= max(shares)
+    assert everywhere["attention_iou"] < everywhere["attention_iou_constant"] == nowhere["attention_iou_constant"]
+
 
 def test_a_kind_left_out_of_training_is_what_is_tested(prepared, faces, tmp_path, monkeypatch):
     _, work = prepared
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
     table = tmp_path / "rows.csv"
     options = ["--faces", str(faces), "--work", str(work), "--csv", str(table), "--image_size", "64", "--images", "36"]
-    accuracy.main([*options, "--recipe", "mix", "--without", "cloth", "--train_batch_size", "6"])
+    accuracy.main([*options, "--recipe", "best", "--without", "cloth", "--train_batch_size", "6"])
     (row,) = csv.DictReader(table.open())
-    assert (row["recipe"], row["suite"]) == ("mix without cloth", "cloth")
-    checkpoint = work / "Model_training_checkpoints" / "mix_without_cloth_36_seed0" / "best.pt"
+    assert (row["recipe"], row["suite"]) == ("best without cloth", "cloth")
+    checkpoint = work / "Model_training_checkpoints" / "best_without_cloth_36_seed0" / "best.pt"
     kinds = load_checkpoint(checkpoint)["config"]["mask_kinds"]
     assert kinds == [kind for kind in ALL_KINDS if kind != "cloth"]
     # all kinds of masks, one by one
-    accuracy.main([*options, "--recipe", "mix", "--checkpoint", str(checkpoint), "--suites", "cloth", "black"])
+    accuracy.main([*options, "--recipe", "best", "--checkpoint", str(checkpoint), "--suites", "cloth", "black"])
     cloth, black = list(csv.DictReader(table.open()))[1:]
     assert (cloth["suite"], black["suite"]) == ("cloth", "black") and cloth["masked"] == row["masked"]
     lines = accuracy.table([row, cloth, black]).splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == ["| mix without cloth", "| mix", "| mix"]
+    assert [line.split(" | ")[0] for line in lines] == ["| best without cloth", "| best", "| best"]
+    with pytest.raises(DataError, match="--without cloth: --recipe v9 trains on stored masks"):
+        accuracy.main([*options, "--recipe", "v9", "--without", "cloth"])
 
 
 def test_the_table_has_mean_and_spread_over_seeds():

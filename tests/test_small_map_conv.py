@@ -42,6 +42,9 @@ def test_only_small_maps_in_bfloat16_are_products(monkeypatch):
     assert products_of(layer, 4, torch.float32) == 0
     assert products_of(SmallMapConv2d(8, 256, 3, padding=1), 4, torch.bfloat16) == 0
     assert products_of(layer.eval(), 4, torch.bfloat16) == 0
+    others = ({"padding": 0}, {"padding": 2, "dilation": 2}, {"padding": 1, "groups": 2}, {"padding": "same"})
+    for other in (*others, {"padding": 1, "padding_mode": "reflect"}):
+        assert products_of(SmallMapConv2d(8, 512, 3, **other), 4, torch.bfloat16) == 0, other
 
 
 @pytest.mark.parametrize("cbam", [False, True])
