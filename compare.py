@@ -25,7 +25,7 @@ from Data_preprocessing.face_alignment import AlignedFace
 from Data_preprocessing.photo_files import DataError, photos_of, read_photo, split_files, write_whole
 from Models.calibration import judge, protocol_of
 from Models.checkpoint import SHIPPED, choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
-from Models.mask_head import mask_probability, read_faces
+from Models.mask_head import faces_as_seen, mask_probability, read_faces
 from Models.pictures import ShownFace, plot_comparison, shortened
 
 EXIT_CODES = {"same": 0, "different": 10, None: 20}
@@ -45,12 +45,14 @@ class NoAnswer(DataError):
 
 
 class Face(NamedTuple):
-    """A photo's face. photo: (H, W, 3) uint8 RGB. embedding: (D,) float32 of norm 1. attention: (h, w) float32 0..1, or
-    None. masked: how sure the mask head is, 0..1; None without a head."""
+    """A photo's face. photo: (H, W, 3) uint8 RGB. seen: (S, S, 3) uint8 RGB, as the network sees it. embedding:
+    (D,) float32 of norm 1. attention: (h, w) float32 0..1, or None. masked: how sure the mask head is, 0..1; None
+    without a head."""
 
     path: str
     photo: np.ndarray
     aligned: AlignedFace
+    seen: np.ndarray
     embedding: np.ndarray
     attention: np.ndarray | None
     masked: float | None
@@ -108,7 +110,8 @@ class Comparer:
         outputs = read_faces(self.network, [images], self.device, self.flip)
         masked = None if self.head is None else float(mask_probability(outputs.features, self.head)[0])
         attention = None if outputs.attention is None else outputs.attention[0]
-        return Face(str(path), photo, aligned, outputs.embeddings[0], attention, masked)
+        seen = faces_as_seen(self.network, images, self.device)[0]
+        return Face(str(path), photo, aligned, seen, outputs.embeddings[0], attention, masked)
 
     def compare(self, first: Face, second: Face) -> dict:
         """Distance and verdict in plain types; "verdict" is 'same', 'different', or None without thresholds."""
@@ -183,7 +186,7 @@ def shown(face: Face) -> ShownFace:
     caption = f"{shortened(Path(face.path).name)}\ndetector: {face.aligned.detector}"
     if face.masked is not None:
         caption += f"\nseems {WEARING[face.seems_masked]} (mask: {face.masked:.0%})"
-    return ShownFace(face.photo, face.aligned.box, face.aligned.chip, face.attention, caption)
+    return ShownFace(face.photo, face.aligned.box, face.seen, face.attention, caption)
 
 
 def in_words(report: dict) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import cv2
 from tqdm import tqdm
 
-from Data_preprocessing.face_alignment import FaceAligner
+from Data_preprocessing.face_alignment import PADDING, FaceAligner
 from Data_preprocessing.manifest import (
     ManifestRow,
     OutputFolders,
@@ -50,9 +50,9 @@ LOOK_AHEAD = 4  # chunks per worker under way: bounds the memory, and the work t
 
 
 @lru_cache(maxsize=1)
-def aligner_for(predictor_path: str | Path, image_size: int) -> FaceAligner:
+def aligner_for(predictor_path: str | Path, image_size: int, padding: float = PADDING) -> FaceAligner:
     """The process's aligner, made when the first photo needs it: a run with nothing to do never loads dlib."""
-    return FaceAligner(predictor_path, image_size)
+    return FaceAligner(predictor_path, image_size, padding=padding)
 
 
 def process_photo(source: str, face: str, settings: Settings) -> ManifestRow:
@@ -68,7 +68,7 @@ def process_photo(source: str, face: str, settings: Settings) -> ManifestRow:
     except DataError as error:
         row = row._replace(reason=one_line(error.__cause__ or error))
     else:
-        aligner = aligner_for(settings.predictor_path, settings.image_size)
+        aligner = aligner_for(settings.predictor_path, settings.image_size, settings.padding)
         row, images = align_and_mask(photo, row, settings, aligner)
     for folder, image in zip(settings.outputs[:3], images or (None,) * 3, strict=True):
         if image is None:  # there may be one, made when the photo was another
@@ -139,6 +139,7 @@ def process_photos(
     check_content: bool = False,
     chain: str = "hog",
     realign: bool = False,
+    padding: float = PADDING,
     desc: str = "Aligning faces",
 ) -> Counter:
     """Align and mask photos into ``outputs``, leaving out those that are done.
@@ -153,6 +154,7 @@ def process_photos(
         chain: the detectors, a key of ``face_alignment.CHAINS``.
         realign: draw the mask on the whole photo, then find and align the masked face anew, by the chain 'full'. The
             landmarks and the attention target are those of the unmasked face.
+        padding: room around the face, as a share of its size.
 
     Returns:
         How many of the photos are ok, no_face and unreadable, those done before included.
@@ -161,8 +163,9 @@ def process_photos(
         DataError: the outputs were made with other settings, another run is writing them, the landmark model is
             missing, a worker died, or nothing can be written.
     """
+    kinds = tuple(mask_kinds)
     settings = Settings(
-        Path(data_path), outputs, image_size, seed, predictor_path, tuple(mask_kinds), check_content, chain, realign
+        Path(data_path), outputs, image_size, seed, predictor_path, kinds, check_content, chain, realign, padding
     )
     return run(settings, photos, workers, desc).counts
 

@@ -96,20 +96,21 @@ def load_cnn(path: Path):
 class FaceAligner:
     """Finds the main face of a photo and cuts it out upright. Holds dlib's models (about 100 MB)."""
 
-    def __init__(self, predictor_path: str | Path, image_size: int, chain: str = "hog"):
+    def __init__(self, predictor_path: str | Path, image_size: int, chain: str = "hog", padding: float = PADDING):
         """Load the landmark model; the CNN detector is loaded when the first photo needs it.
 
         Args:
             predictor_path: dlib's 68-landmark model. A CNN detector may lie beside it.
             image_size: side of the chips in px.
             chain: key of ``CHAINS``: which detectors are tried, in order, until one finds a face.
+            padding: room around the face, as a share of its size.
 
         Raises:
             DataError: the landmark model is missing or damaged.
         """
         import dlib
 
-        self.image_size, self.chain = image_size, chain
+        self.image_size, self.chain, self.padding = image_size, chain, padding
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])
         self.detector = dlib.get_frontal_face_detector()
         path, url = find_model(predictor_path), f"{MODEL_URL}/{MODEL_NAMES['landmark model']}.bz2"
@@ -126,7 +127,7 @@ class FaceAligner:
     def align(self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None) -> AlignedFace | None:
         """Align the face nearest the centre of a photo.
 
-        The chip is dlib's: the similarity transform that best maps the landmarks onto a mean face, with padding 0.25
+        The chip is dlib's: the similarity transform that best maps the landmarks onto a mean face, with this padding
         (King 2009, "Dlib-ml: A Machine Learning Toolkit"). Where it reaches over the photo's edge it is black. A
         'whole image' is taken for a chip already: it is scaled, not turned.
 
@@ -150,7 +151,7 @@ class FaceAligner:
             edges = dlib.drectangle(*central_square(photo.shape))
             details = dlib.chip_details(edges, dlib.chip_dims(self.image_size, self.image_size))
         else:
-            details = dlib.get_face_chip_details(shape, size=self.image_size, padding=PADDING)
+            details = dlib.get_face_chip_details(shape, size=self.image_size, padding=self.padding)
         chip = dlib.extract_image_chip(photo, details)
         points = np.array([(point.x, point.y) for point in shape.parts()], np.float64)
         landmarks = to_chip(points, details).astype(np.float32)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data_preprocessing.face_alignment import FaceAligner
+from Data_preprocessing.face_alignment import PADDING, FaceAligner
 from Data_preprocessing.manifest import ManifestRow, OutputFolders
 from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
 
@@ -14,7 +14,7 @@ NO_MASK, NO_COLOUR = "none", (0, 0, 0)  # a row's kind and colour where no mask 
 
 
 class Settings(NamedTuple):
-    """What the results depend on and where they go; the last four as in ``align_photos.process_photos``."""
+    """What the results depend on and where they go; the last five as in ``align_photos.process_photos``."""
 
     data_path: Path
     outputs: OutputFolders
@@ -25,6 +25,7 @@ class Settings(NamedTuple):
     check_content: bool = False
     chain: str = "hog"
     realign: bool = False
+    padding: float = PADDING
 
     def mask(self, source: str) -> MaskChoice | None:
         """The mask of the photo 'person/file'; None where no mask is drawn."""

@@ -12,26 +12,22 @@ Millions of parameters with ``embedding_dim`` 256 (the trunk alone is torchvisio
 """
 
 import contextlib
-import http.client
 import math
-import pickle
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.models import get_weight
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from Data_preprocessing.photo_files import DataError
+from Models.imagenet_weights import NEW_PARTS, imagenet_state_dict, load_imagenet_weights
 from Models.small_map_conv import SmallMapConv2d
 
 MIN_SIZE = 64  # px; below, the last feature map has fewer than the 2 x 2 cells that the head pools to
 ATTENTION = ("none", "free", "supervised")
-NEW_PARTS = frozenset({"cbam", "face_attention", "embedding"})  # modules that torchvision's ResNet does not have
 
 
 class ScaledConv2d(SmallMapConv2d):
@@ -156,6 +152,7 @@ class FaceAttentionResNet(ResNet):
         self.avgpool = nn.AdaptiveAvgPool2d(2)
         self.embedding = nn.Linear(4 * channels, embedding_dim)
         self.projection = None  # to a teacher's descriptors; only training makes and uses it
+        self.straightener = None  # before all else, once taught (Models/train_straightener.py); training has none
         for module in self.modules():
             if isinstance(module, ScaledConv2d):
                 module.reset_parameters()  # torchvision's constructor has given every convolution its own start
@@ -186,7 +183,7 @@ class FaceAttentionResNet(ResNet):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The trunk's last feature map: (N, 512 or 2048, H / 32, W / 32), sides rounded up."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(self.scaled(images)))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.straight(images)))))
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
             return self.layer4(self.layer3(self.layer2(self.layer1(x))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -195,6 +192,11 @@ class FaceAttentionResNet(ResNet):
                 again = partial(_checkpoint_contexts, block)
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=again)
         return x
+
+    def straight(self, images: torch.Tensor) -> torch.Tensor:
+        """The faces as the trunk sees them: ``scaled``, and moved back into place where there is a straightener."""
+        x = self.scaled(images)
+        return x if self.straightener is None else self.straightener(x).to(x.dtype)
 
     def scaled(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` in the dtype the network computes in; uint8 0..255 becomes [-1, 1]."""
@@ -274,45 +276,6 @@ def build_model(
             f"ImageNet weights of ResNet-{depth}: {loaded} tensors loaded, {new} new ({', '.join(sorted(NEW_PARTS))})"
         )
     return model
-
-
-def imagenet_state_dict(depth: int) -> dict[str, torch.Tensor]:
-    """torchvision's ImageNet weights of a ResNet, from torch's cache or else downloaded into it.
-
-    Raises DataError naming the address and the cache folder if they cannot be had.
-    """
-    weights = get_weight(f"ResNet{depth}_Weights.IMAGENET1K_V1")
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, http.client.HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        folder = Path(torch.hub.get_dir(), "checkpoints")
-        raise DataError(
-            f"pretrained: no whole copy of torchvision's weights of ResNet-{depth} ({error!r:.200}); "
-            f"download {weights.url} and put the file into {folder}, or train without pretrained"
-        ) from error
-
-
-def load_imagenet_weights(model: FaceAttentionResNet, state_dict: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Copy a torchvision ResNet's weights, all but those of its classifier ``fc``, into the network's trunk.
-
-    They were trained on colours of another scale (ImageNet's mean and deviation); the first batch normalisation adapts.
-
-    Returns:
-        Number of tensors loaded, number of the network's own that torchvision does not have.
-
-    Raises:
-        DataError: a name or shape does not match: every tensor must be used, and only our own parts may stay new.
-    """
-    own = model.state_dict()
-    trunk = {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
-    # files from before PyTorch 0.4.1 lack these counters, which nothing here reads
-    new = [key for key in own if key not in trunk and not key.endswith("num_batches_tracked")]
-    wrong = [key for key in trunk if key not in own or own[key].shape != trunk[key].shape]
-    wrong += [key for key in new if NEW_PARTS.isdisjoint(key.split("."))]
-    if wrong:
-        raise DataError(f"these are not the weights of this ResNet: {len(wrong)} tensors do not match: {wrong[:5]}")
-    model.load_state_dict(trunk, strict=False)
-    return len(trunk), len(new)
 
 
 def resnet18_cbam(

@@ -158,12 +158,17 @@ def halved(checkpoint: dict) -> dict:
     kept["config"] = {
         key: default_config[key] if key in PATH_KEYS else value for key, value in checkpoint["config"].items()
     }
-    kept["model"] = {}
-    for key, value in checkpoint["model"].items():
-        kept["model"][key] = value.half() if value.is_floating_point() and value.ndim > 1 else value
-        if not torch.isfinite(kept["model"][key]).all():
-            raise DataError(f"{key} holds values beyond half precision's 65,504: leave --half out.")
+    for part in ("model", "straightener"):
+        if part in checkpoint:
+            kept[part] = {key: _half(key, value) for key, value in checkpoint[part].items()}
     return kept
+
+
+def _half(key: str, value: torch.Tensor) -> torch.Tensor:
+    value = value.half() if value.is_floating_point() and value.ndim > 1 else value
+    if not torch.isfinite(value).all():
+        raise DataError(f"{key} holds values beyond half precision's 65,504: leave --half out.")
+    return value
 
 
 def choose_photos(

@@ -12,6 +12,7 @@ import torch
 
 from Data_preprocessing.photo_files import DataError, file_errors, write_whole
 from Models.CBAM_Face_attention_Resnet import build_model
+from Models.straightener import Straightener
 
 FORMAT = "V9 checkpoint 1"
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
@@ -139,6 +140,9 @@ def network_from_checkpoint(checkpoint: dict, path: str | Path = "the checkpoint
     with as_written(path):
         network = build_network({"teacher": "none", **checkpoint["config"], "pretrained": False})
         load_weights(network, checkpoint["model"], path)
+        if "straightener" in checkpoint:
+            network.straightener = Straightener()
+            load_weights(network.straightener, checkpoint["straightener"], path)
     return network.eval()
 
 

@@ -56,6 +56,13 @@ def _outputs(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tens
     return embedding, attention, seen[0]
 
 
+@torch.inference_mode()
+def faces_as_seen(network: torch.nn.Module, images: torch.Tensor, device: torch.device) -> np.ndarray:
+    """(n, 3, S, S) uint8 RGB faces as the network sees them, straightened where it does that: (n, S, S, 3) uint8."""
+    straight = network.eval().straight(images.to(device)).float().cpu()
+    return (127.5 * straight + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
 def fit_mask_head(unmasked: np.ndarray, masked: np.ndarray, people: np.ndarray, rng: np.random.Generator) -> dict:
     """A logistic regression that tells masked faces from unmasked ones, in plain types and one tensor.
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from Data_preprocessing.face_alignment import Box
 from Data_preprocessing.photo_files import DataError, file_errors, write_whole
-from Models.mask_head import read_faces
+from Models.mask_head import faces_as_seen, read_faces
 
 HARDEST = 8  # pairs of each kind on a sheet
 SHEET_PAIRS = 4  # side by side
@@ -149,7 +149,7 @@ def write_pictures(
             for place, side in enumerate(sides):
                 images = getattr(test_set, side).dataset.batch(pairs.index[rows, place].tolist())
                 read = read_faces(network, [images], device)
-                chips.append(images.numpy().transpose(0, 2, 3, 1))
+                chips.append(faces_as_seen(network, images, device))
                 attention.append([None] * len(rows) if read.attention is None else read.attention)
             names = [" / ".join(dict.fromkeys(pairs.people[row])).replace("_", " ") for row in rows]
             captions = [f"{distances[protocol][row]:.3f}  {name}" for row, name in zip(rows, names, strict=True)]

@@ -59,7 +59,7 @@ def no_dlib(monkeypatch):
     """Work with the fake aligner; returns the list of the photos' shapes that were aligned."""
     aligned = []
 
-    def aligner_for(predictor_path, image_size):
+    def aligner_for(predictor_path, image_size, padding):
         aligned.append(predictor_path)
         return FakeAligner(image_size)
 

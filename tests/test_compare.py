@@ -109,7 +109,7 @@ def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):
         ((0.9, 0.1), "cross", "same"),
         ((0.9, 0.9), "masked", "different"),
     ):
-        faces = [compare.Face("x", None, aligned, end, None, p) for end, p in zip(ends, masked, strict=True)]
+        faces = [compare.Face("x", None, aligned, None, end, None, p) for end, p in zip(ends, masked, strict=True)]
         report = comparer.compare(*faces)
         assert (report["protocol"], report["verdict"]) == (protocol, verdict)
         assert report["distance"] == pytest.approx(1.1)
@@ -265,7 +265,7 @@ def test_a_picture_is_written_of_two_photos_and_of_the_nearest_in_a_folder(drawn
 def test_no_line_of_a_caption_is_wider_than_its_photo():
     aligned = AlignedFace(np.zeros((64, 64, 3), np.uint8), None, (0, 0, 9, 9), 1, None, "hog upsampled")
     photo = np.zeros((100, 100, 3), np.uint8)
-    face = compare.Face(f"/photos/{'long ' * 30}.jpg", photo, aligned, np.ones(1), None, 1.0)
+    face = compare.Face(f"/photos/{'long ' * 30}.jpg", photo, aligned, aligned.chip, np.ones(1), None, 1.0)
     lines = compare.shown(face).caption.split("\n")
     assert lines[1:] == ["detector: hog upsampled", "seems masked (mask: 100%)"]
     assert max(map(len, lines)) <= 44 and lines[0].startswith("long ")

@@ -15,6 +15,7 @@ from Models import checkpoint, export_onnx
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import plain_config, save_checkpoint
 from Models.export_onnx import export_network, max_difference, noise_and_smooth_faces
+from Models.straightener import Straightener
 
 
 def needs_packages():
@@ -98,10 +99,13 @@ def test_the_file_names_no_path_of_the_machine_that_wrote_it(exported):
 
 
 # last maps of 2 and 5 cells a side; 5 does not divide into the head's 2, as 3 above
-@pytest.mark.parametrize(("size", "attention"), [(64, "none"), (160, "free")])
-def test_the_exported_network_computes_what_pytorch_does(size, attention):
+@pytest.mark.parametrize(("size", "attention", "straightens"), [(64, "none", True), (160, "free", False)])
+def test_the_exported_network_computes_what_pytorch_does(size, attention, straightens):
     needs_packages()
     network = trained(attention, size)
+    if straightens:
+        network.straightener = Straightener().eval()
+        torch.nn.init.normal_(network.straightener.out.weight, std=0.02)
     model = export_network(network, size, {})
     images = noise_and_smooth_faces(4, size, np.random.default_rng(0))
     for batch_size in (1, 8):
