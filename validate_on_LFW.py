@@ -184,9 +184,9 @@ def embed_faces(model: torch.nn.Module, loader, device: torch.device, flip: bool
     model.eval()
     rows = []
     for batch in loader:
-        faces = batch.to(device, non_blocking=True)
-        if device.type == "cuda":
-            faces = faces.contiguous(memory_format=torch.channels_last)
+        # the loader's order, channels_last, is what a GPU computes fastest in
+        order = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        faces = batch.to(device, non_blocking=True).contiguous(memory_format=order)
         embedding = model(faces)[0]
         if flip:
             embedding = torch.nn.functional.normalize(embedding + model(faces.flip(3))[0], dim=1, eps=1e-6)

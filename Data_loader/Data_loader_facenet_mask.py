@@ -6,8 +6,9 @@ from pathlib import Path
 
 from Data_loader.augmentation import of_config as augmentation_of
 from Data_loader.batch_sampler import TripletBatchSampler
+from Data_loader.face_files import check_files
 from Data_loader.lfw_pairs import TestSet, prepare_pairs
-from Data_loader.triplet_dataset import FaceDataset, FaceLoader, TrainDataset, check_files
+from Data_loader.triplet_dataset import FaceDataset, FaceLoader, TrainDataset
 from Data_loader.triplets import train_index
 from Data_preprocessing.manifest import read_landmarks
 from Data_preprocessing.photo_files import DataError

@@ -14,13 +14,16 @@ import torch
 
 from Data_loader.augmentation import UNMASKED_JITTER, Augmentation, new_mask, random_numbers, relight, similarity
 from Data_loader.batch_memory import empty
-from Data_loader.triplet_dataset import _FaceFiles, read_face
+from Data_loader.face_files import read_face
+from Data_loader.triplet_dataset import _FaceFiles
 from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import ALL_KINDS
 
 WIDE_PADDING = 0.75  # of the wide chips
 UNMASKED_SHARE = 0.25  # of the faces; they are moved less
 NEAR, FAR, FAR_SHARE = 1.0, 2.5, 0.2  # jitter of the faces, and of a share that goes very wrong
+# where a detector finds something beside the face (5 of 881 real chips): share, and shift to each side at most
+LOST_SHARE, LOST = 0.07, 0.35
 RELIGHT = 0.3  # photo_jitter
 
 
@@ -52,21 +55,21 @@ class MovedFaces(_FaceFiles):
 
     def batch(self, keys: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """The items of ``keys`` stacked."""
-        images = empty(len(keys), 3, self.image_size, self.image_size)
+        images = empty(len(keys), self.image_size, self.image_size, 3)
         moves = np.empty((len(keys), 4), np.float32)
         for place, (row, draw) in enumerate(keys):
-            face, moves[place] = self._moved(row, random_numbers(self.seed, draw, 0))
-            image = images[place].numpy()
-            cv2.split(face, [image[0], image[1], image[2]])
-        return {"images": images, "moves": torch.from_numpy(moves)}
+            images[place].numpy()[:], moves[place] = self._moved(row, random_numbers(self.seed, draw, 0))
+        return {"images": images.permute(0, 3, 1, 2), "moves": torch.from_numpy(moves)}
 
     def _moved(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         size, wide = self.image_size, wide_size(self.image_size)
-        face = np.ascontiguousarray(read_face(str(self.folder / self.names[row]), wide).transpose(1, 2, 0))
-        unmasked, mirrored, far = rng.random(3) < (UNMASKED_SHARE, 0.5, FAR_SHARE)
+        face = read_face(str(self.folder / self.names[row]), wide)
+        unmasked, mirrored, far, lost = rng.random(4) < (UNMASKED_SHARE, 0.5, FAR_SHARE, LOST_SHARE)
         face = new_mask(face, self.landmarks[row], unmasked, ALL_KINDS, rng)[0]
-        jitter = (FAR if far else NEAR) * (UNMASKED_JITTER if unmasked else 1)
+        jitter = (FAR if far or lost else NEAR) * (UNMASKED_JITTER if unmasked else 1)
         matrix = similarity(size, Augmentation(jitter=jitter), rng)
+        if lost and not unmasked:
+            matrix[:, 2] += rng.uniform(-LOST, LOST, 2) * size
         move = move_of(matrix, size)
         matrix[:, 2] -= matrix[:, :2] @ np.full(2, (wide - size) / 2)  # out of the middle of the wide chip
         face = cv2.warpAffine(face[:, ::-1] if mirrored else face, matrix, (size, size), flags=cv2.INTER_LINEAR)

@@ -1,6 +1,5 @@
 """What the loader's processes do: read the faces and attention targets of triplets, or of a list of test faces."""
 
-import itertools
 import os
 import signal
 import threading
@@ -14,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from Data_loader.augmentation import Augmentation, change, new_mask, random_numbers
 from Data_loader.batch_memory import PREFETCH, empty, next_batch
+from Data_loader.face_files import decode, read_face, read_target, resized
 from Data_loader.teacher import CHIP_SIZE, to_chip_size
-from Data_preprocessing.photo_files import DataError, decode_photo
+from Data_preprocessing.photo_files import DataError
 
 
 class FaceNames:
@@ -98,12 +98,16 @@ class TrainDataset(_FaceFiles):
         self.how, self.landmarks, self.seed = how, landmarks, seed
 
     def batch(self, triplets: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """The items of ``triplets`` stacked. Each file is decoded straight to its place: stacking copies it twice."""
+        """The items of ``triplets`` stacked. Each file is decoded straight to its place: stacking copies it twice.
+
+        In memory a pixel's colours lie side by side, as in a file and as a GPU's tensor cores want them.
+        """
         size = self.image_size
-        batch = {"images": empty(len(triplets), 3, 3, size, size)}
+        images = empty(len(triplets), 3, size, size, 3)
+        batch = {"images": images.permute(0, 1, 4, 2, 3)}
         if self.mask_data_path is not None:
             batch["targets"] = empty(len(triplets), 3, 1, size, size)
-        images = batch["images"].flatten(0, 1).numpy()
+        images = images.flatten(0, 1).numpy()
         targets = batch["targets"].flatten(0, 2).numpy() if "targets" in batch else None
         rows = [row for triplet in triplets for row in triplet[:3]]
         blends = {}
@@ -127,7 +131,7 @@ class TrainDataset(_FaceFiles):
         return {**batch, "triplet": torch.tensor(rows, dtype=torch.int64).view(-1, 3)}
 
     def _read_face(self, folder: str, row: int, image: np.ndarray) -> None:
-        """Write face ``row`` of ``folder`` to ``image`` (3, S, S)."""
+        """Write face ``row`` of ``folder`` to ``image`` (S, S, 3)."""
         read_face(os.path.join(folder, self.names[row]), self.image_size, image)
 
     def _read_target(self, row: int, target: np.ndarray) -> None:
@@ -137,7 +141,7 @@ class TrainDataset(_FaceFiles):
     def _show(
         self, row: int, rng: np.random.Generator, image: np.ndarray, target: np.ndarray | None
     ) -> np.ndarray | None:
-        """Write face ``row`` as ``how`` and ``rng`` want it to ``image`` (3, S, S), its target to ``target`` (S, S).
+        """Write face ``row`` as ``how`` and ``rng`` want it to ``image`` (S, S, 3), its target to ``target`` (S, S).
 
         Returns the blend if it is one.
         """
@@ -148,14 +152,14 @@ class TrainDataset(_FaceFiles):
             self._read_face(folder, row, image)
             if target is not None and not new:
                 self._read_target(row, target)
-            face, shown = np.ascontiguousarray(image.transpose(1, 2, 0)), target
+            face, shown = image, target
         else:
             blend = self._blend(row, *partner)
-            face, shown = _resized(blend, self.image_size), target
+            face, shown = resized(blend, self.image_size), target
         if new:
             face, shown = new_mask(face, self.landmarks[row], unmasked, self.how.mask_kinds, rng)
         face, shown = change(face, None if target is None else shown, self.how, rng, unmasked)
-        cv2.split(face, [image[0], image[1], image[2]])
+        image[:] = face
         if target is not None:
             target[:] = shown
         return blend
@@ -163,8 +167,8 @@ class TrainDataset(_FaceFiles):
     def _blend(self, row: int, other: int, share: float) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the unmasked face ``row`` with a share of the face ``other`` in it; both are aligned."""
         paths = [os.path.join(self.notmask_data_path, self.names[number]) for number in (row, other)]
-        face, second = (_decode(path, cv2.IMREAD_COLOR_RGB) for path in paths)
-        return cv2.addWeighted(face, 1 - share, _resized(second, len(face)), share, 0)
+        face, second = (decode(path, cv2.IMREAD_COLOR_RGB) for path in paths)
+        return cv2.addWeighted(face, 1 - share, resized(second, len(face)), share, 0)
 
     def mean_target(self, at_most: int = 2000) -> torch.Tensor:
         """(1, 1, S, S) float32, 0..1: the mean of the targets, or of so many spread evenly over the index."""
@@ -184,10 +188,10 @@ class FaceDataset(_FaceFiles):
 
     def batch(self, rows: Sequence[int]) -> torch.Tensor:
         """(len(rows), 3, S, S): the faces of these rows."""
-        batch = empty(len(rows), 3, self.image_size, self.image_size)
+        batch = empty(len(rows), self.image_size, self.image_size, 3)
         for row, out in zip(rows, batch.numpy(), strict=True):
             read_face(os.path.join(self.folder, self.names[row]), self.image_size, out)
-        return batch
+        return batch.permute(0, 3, 1, 2)
 
 
 class FaceLoader(DataLoader):
@@ -238,86 +242,3 @@ def _obey_main_process() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def read_face(path: str, size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Read a prepared face, resized if it has another size: (3, size, size) uint8, 0..255, RGB, written to ``out``.
-
-    Raises DataError, naming the file, if it is missing or broken.
-    """
-    face = _resized(_decode(path, cv2.IMREAD_COLOR_RGB), size)
-    out = np.empty((3, size, size), np.uint8) if out is None else out
-    cv2.split(face, [out[0], out[1], out[2]])  # in one pass: a fifth of the time of a channel at a time
-    return out
-
-
-def read_target(path: str, size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Read an attention target: (size, size) uint8, 0 or 255 (JPEG blurs the border, so it is cut at the middle).
-
-    It is written to ``out``, where that is given.
-
-    Raises DataError, naming the file, if it is missing or broken.
-    """
-    return cv2.threshold(_resized(_decode(path, cv2.IMREAD_GRAYSCALE), size), 127, 255, cv2.THRESH_BINARY, out)[1]
-
-
-def _decode(path: str, mode: int) -> np.ndarray:
-    try:
-        with open(path, "rb", buffering=0) as file:  # np.fromfile takes twice as long
-            data = file.read()
-        if data[:2] == b"\xff\xd8":
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-        else:  # no JPEG: over some broken PNGs OpenCV takes 10 s and gigabytes, where Pillow sees at once what they are
-            image = decode_photo(data, path)
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if mode == cv2.IMREAD_GRAYSCALE else image
-    except OSError as error:
-        raise DataError(
-            f"Cannot read the face {path} ({error.strerror or error}). Prepare the faces again with "
-            "Data_preprocessing/Image_processing.py; test faces are prepared when validation starts"
-        ) from error
-    except (cv2.error, DataError):
-        image = None
-    if image is None:
-        raise DataError(
-            f"The face {path} is broken. Delete it and prepare the faces again with "
-            "Data_preprocessing/Image_processing.py; test faces are prepared when validation starts"
-        )
-    return image
-
-
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    # area averages do not alias when shrinking, but only repeat pixels when enlarging
-    shrinks = min(height, width) >= size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def check_files(faces: Sequence[str], *folders: str | Path) -> None:
-    """Raise DataError, with the count and the first five, if a folder lacks some of the ``faces`` ('person/file').
-
-    One directory listing a person instead of one question a file: a second or two for a million faces.
-    """
-    by_person = [(person, list(group)) for person, group in itertools.groupby(sorted(faces), key=os.path.dirname)]
-    for folder in folders:
-        if not os.path.isdir(folder):
-            raise DataError(
-                f"There is no folder {folder}. Make it with Data_preprocessing/Image_processing.py, "
-                "or try the whole recipe on drawn faces first: python train_maskV9.py --demo"
-            )
-        missing = [face for person, group in by_person for face in _missing(folder, person, group)]
-        if missing:
-            raise DataError(
-                f"{len(missing):,} of the {len(faces):,} faces of the index are missing in {folder}: "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Run Data_preprocessing/"
-                "Image_processing.py, then Make_csv_file_mask.py or Make_csv_file_notmask.py again"
-            )
-
-
-def _missing(folder: str | Path, person: str, faces: list[str]) -> list[str]:
-    try:
-        present = set(os.listdir(os.path.join(folder, person)))
-    except OSError:
-        present = set()
-    return [face for face in faces if os.path.basename(face) not in present]

@@ -32,7 +32,7 @@ def read_faces(
     network.eval()
     embeddings, attention, features = [], [], []
     for batch in batches:
-        batch = batch.to(device)
+        batch = batch.to(device).contiguous()
         embedding, maps, pooled = _outputs(network, batch)
         if flip:
             embedding = torch.nn.functional.normalize(embedding + network(batch.flip(3))[0], dim=1, eps=1e-6)

@@ -148,7 +148,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--photos", type=int, default=20_000, metavar="N", help="at most so many of them (default: %(default)s)"
     )
-    parser.add_argument("--images", type=int, default=150_000, metavar="N", help="faces to see (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=200_000, metavar="N", help="faces to see (default: %(default)s)")
     parser.add_argument("--output", metavar="PATH", help="the checkpoint to write (default: back into the same file)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
     add_config_arguments(parser)

@@ -99,10 +99,10 @@ def judge(model: nn.Module, batch: dict, objective: Objective) -> Judged:
 
 
 def forward(model: nn.Module, images: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Embeddings and attention logits of (N, 3, H, W) images; in half precision also in channels_last."""
+    """Embeddings and attention logits of (N, 3, H, W) images; in half precision in channels_last."""
     dtype = half_precision(images.device, precision)
     if dtype is None:
-        return model(images, return_logits=True)
+        return model(images.contiguous(), return_logits=True)
     with torch.autocast(images.device.type, dtype):
         return model(images.contiguous(memory_format=torch.channels_last), return_logits=True)
 

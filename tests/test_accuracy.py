@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import accuracy
 from benchmarks.small_real import people_to_choose_on, prepare
 from config_mask import config
+from Data_loader.face_files import read_target
 from Data_loader.lfw_pairs import read_pairs
-from Data_loader.triplet_dataset import read_target
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.mask_drawing import ALL_KINDS

@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from Data_loader import face_files
+from Data_loader.face_files import read_face, read_target
 from Data_loader.lfw_pairs import read_pairs
-from Data_loader.triplet_dataset import read_face, read_target
 from Data_loader.triplets import load_triplets, read_index, table_path
 from Data_preprocessing.manifest import COLUMNS, ManifestRow, read_manifest, row_text
 from Data_preprocessing.photo_files import DataError, decode_photo, read_photo
@@ -146,8 +147,9 @@ def test_photos(num, tmp_path):
 
 
 @pytest.mark.parametrize("num", INPUTS)
-def test_prepared_faces_and_targets(num, tmp_path):
+def test_prepared_faces_and_targets(num, tmp_path, monkeypatch):
     """The loader's reader of them: never another shape or type, never a part of an image, and never the last one's."""
+    monkeypatch.setattr(face_files, "GIVE_UP", num * 10)  # all are to be decoded in place, where that can be
     rng, path = np.random.default_rng(2), str(tmp_path / "x.jpg")
     image = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (48, 48), interpolation=cv2.INTER_CUBIC)
     seeds = [cv2.imencode(".jpg", image)[1].tobytes(), cv2.imencode(".png", image)[1].tobytes()]
@@ -162,7 +164,7 @@ def test_prepared_faces_and_targets(num, tmp_path):
 
     def check(found: tuple[np.ndarray, np.ndarray], data: bytes) -> None:
         face, target = found
-        assert (face.shape, face.dtype, target.shape, target.dtype) == ((3, 48, 48), np.uint8, (48, 48), np.uint8)
+        assert (face.shape, face.dtype, target.shape, target.dtype) == ((48, 48, 3), np.uint8, (48, 48), np.uint8)
         assert set(np.unique(target)) <= {0, 255}
         np.testing.assert_array_equal(read(data)[0], face)
 

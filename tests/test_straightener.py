@@ -116,6 +116,7 @@ def test_moves_are_what_was_done_to_the_face(wide, drawn, monkeypatch):
     monkeypatch.setattr("Data_loader.moved_faces.UNMASKED_SHARE", 2.0)
     monkeypatch.setattr("Data_loader.moved_faces.UNMASKED_JITTER", 1.0)
     monkeypatch.setattr("Data_loader.moved_faces.FAR_SHARE", 0.0)
+    monkeypatch.setattr("Data_loader.moved_faces.LOST_SHARE", 0.0)
     monkeypatch.setattr("Data_loader.moved_faces.relight", lambda face, *_: face)
     for row in range(3):
         photo = cv2.imread(str(drawn / "train_face_notmask" / wide[0].names[row]), cv2.IMREAD_COLOR_RGB)

@@ -9,15 +9,8 @@ from config_mask import config as defaults
 from Data_loader.batch_sampler import TripletBatchSampler
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
 from Data_loader.Data_loader_facenet_notmask import V9_train_dataloader as V9_notmask_dataloader
-from Data_loader.triplet_dataset import (
-    FaceDataset,
-    FaceLoader,
-    FaceNames,
-    TrainDataset,
-    check_files,
-    read_face,
-    read_target,
-)
+from Data_loader.face_files import check_files
+from Data_loader.triplet_dataset import FaceDataset, FaceLoader, FaceNames, TrainDataset
 from Data_loader.triplets import load_triplets, read_index
 from Data_preprocessing.photo_files import DataError
 
@@ -164,38 +157,6 @@ def test_sampler_starts_anywhere(config):
         sampler.set_epoch(0, start)
         assert list(sampler) == whole[start:] and len(sampler) == len(whole) - start
         assert sampler.num_triplets == sum(map(len, whole[start:]))
-
-
-# --- single files ------------------------------------------------------------------------------------------------
-
-
-def test_faces_of_another_size_are_resized(tmp_path):
-    rng = np.random.default_rng(0)
-    image = cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
-    write(tmp_path / "a.jpg", image)
-    for size in (16, 64, 100):
-        face = read_face(str(tmp_path / "a.jpg"), size)
-        assert face.shape == (3, size, size) and face.dtype == np.uint8 and face.flags.c_contiguous
-    decoded = cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1].astype(float)
-    means = decoded.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
-    assert np.abs(read_face(str(tmp_path / "a.jpg"), 16) - means).max() <= 1  # shrinking averages areas
-
-
-def test_targets_are_cut_to_two_values(tmp_path):
-    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
-    write(tmp_path / "a.jpg", ramp)
-    for size in (16, 64, 100):
-        target = read_target(str(tmp_path / "a.jpg"), size)
-        assert target.shape == (size, size) and set(np.unique(target)) == {0, 255}
-        assert abs(int((target == 255).sum(axis=1).mean()) - size // 2) <= 1
-
-
-def test_grey_and_png_faces_are_read(tmp_path):
-    write(tmp_path / "grey.jpg", np.full((SIZE, SIZE), 77, np.uint8))
-    write(tmp_path / "really_a.png", np.full((SIZE, SIZE, 3), (10, 20, 30), np.uint8))
-    (tmp_path / "really_a.png").rename(tmp_path / "png.jpg")
-    assert (read_face(str(tmp_path / "grey.jpg"), SIZE) == 77).all()
-    assert read_face(str(tmp_path / "png.jpg"), SIZE)[:, 0, 0].tolist() == [30, 20, 10]
 
 
 def test_mean_target(config):
