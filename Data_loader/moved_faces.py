@@ -15,7 +15,7 @@ import torch
 from Data_loader.augmentation import UNMASKED_JITTER, Augmentation, new_mask, random_numbers, relight, similarity
 from Data_loader.batch_memory import empty
 from Data_loader.face_files import read_face
-from Data_loader.triplet_dataset import _FaceFiles
+from Data_loader.triplet_dataset import FaceSet
 from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import ALL_KINDS
 
@@ -32,7 +32,7 @@ def wide_size(image_size: int) -> int:
     return round(image_size * (1 + 2 * WIDE_PADDING) / (1 + 2 * PADDING))
 
 
-class MovedFaces(_FaceFiles):
+class MovedFaces(FaceSet):
     """Item (row, draw): face ``row`` with a mask of any kind or none, mirrored half the time, moved and relit, all as
     the random numbers of ``draw`` want it.
 

@@ -32,7 +32,7 @@ class FaceNames:
         return os.fsdecode(bytes(self._packed[row]))
 
 
-class _FaceFiles(Dataset):
+class FaceSet(Dataset):
     """What the data sets share. ``names[row]`` is the 'person/file' of a face, the length is the number of faces."""
 
     def __init__(self, faces: Sequence[str], image_size: int):
@@ -56,7 +56,7 @@ class _FaceFiles(Dataset):
             return error
 
 
-class TrainDataset(_FaceFiles):
+class TrainDataset(FaceSet):
     """Triplets of faces. An item is asked for by its rows, ``dataset[anchor, positive, negative]``: which triplets an
     epoch has is known to the sampler alone, so that the loader's processes can live on over the epochs. A fourth
     number, the triplet's since the run's beginning, decides how the faces are shown where ``how`` changes them.
@@ -179,7 +179,7 @@ class TrainDataset(_FaceFiles):
         return torch.from_numpy(total / (255 * len(rows))).float()[None, None]
 
 
-class FaceDataset(_FaceFiles):
+class FaceDataset(FaceSet):
     """Faces of one folder by their row: (3, S, S) uint8, 0..255, RGB."""
 
     def __init__(self, folder: str | Path, faces: Sequence[str], image_size: int):
@@ -197,7 +197,7 @@ class FaceDataset(_FaceFiles):
 class FaceLoader(DataLoader):
     """A DataLoader for the data sets of this file; their DataErrors are raised where the batches are used."""
 
-    def __init__(self, dataset: _FaceFiles, num_workers: int, **options):
+    def __init__(self, dataset: FaceSet, num_workers: int, **options):
         super().__init__(
             dataset,
             num_workers=num_workers,

@@ -101,7 +101,7 @@ def plot_comparison(first: ShownFace, second: ShownFace, title: str, path: str |
             row[0].set_title(face.caption, fontsize=9)
             row[0].set_axis_off()
             show_face(row[1], face.chip, None)
-            row[1].set_title(f"aligned, {face.chip.shape[0]} px", fontsize=9)
+            row[1].set_title(f"as the network sees it, {face.chip.shape[0]} px", fontsize=9)
             if with_attention:
                 overlay = show_face(row[2], face.chip, face.attention)
                 row[2].set_title("where the network looks", fontsize=9)

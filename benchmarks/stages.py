@@ -225,7 +225,7 @@ def load(scene: Scene) -> list[Contest]:
             lambda: rate(len(data), lambda: consume(theirs)),
             lambda: rate(len(data), decode),
             f"{len(data)} faces of 256 px with their targets, batches of 20 triplets, one process; "
-            "limit: cv2.imdecode of the same bytes in memory",
+            "limit: cv2.imdecode of the same bytes in memory, into new memory each; the loader decodes into the batch",
         )
     ]
 

@@ -33,9 +33,10 @@ def test_the_shipped_network_is_small_whole_and_names_its_people():
     assert SHIPPED.stat().st_size < 40e6 and SHIPPED.with_name(f"{SHIPPED.name}.sha256").is_file()
     checkpoint = load_checkpoint(SHIPPED)
     assert all(value.dtype == torch.float16 for value in checkpoint["model"].values() if value.ndim > 1)
-    assert checkpoint["config"]["image_size"] >= 80 and len(checkpoint["train_people"]) > 4000
+    assert checkpoint["config"]["image_size"] >= 112 and len(checkpoint["train_people"]) > 4000
     assert not [value for value in checkpoint["config"].values() if str(value).startswith("/")]  # no one's paths
-    assert {"unmasked", "masked", "cross"} <= checkpoint["thresholds"].keys() and checkpoint["mask_head"]
+    assert {"unmasked", "masked", "cross"} <= checkpoint["thresholds"].keys()
+    assert checkpoint["mask_head"] and checkpoint["straightener"]
 
 
 @shipped
