@@ -39,7 +39,7 @@ def train(dataset: MovedFaces, rows: np.ndarray, images: int, config: dict, devi
     torch.manual_seed(config["seed"])
     network = Straightener().to(device).train()
     optimizer = make_optimizer("adamw", network.parameters())
-    dtype, done, error = half_precision(device, config["precision"]), 0, None
+    half, done, error = half_precision(device, config["precision"]) == torch.bfloat16, 0, None  # float16 needs a scaler
     with tqdm(total=images, desc="teaching", unit="face", unit_scale=True) as bar:
         for batch in loader(dataset, rows, images, config):
             faces = scaled(batch["images"].to(device, non_blocking=True))
@@ -47,7 +47,7 @@ def train(dataset: MovedFaces, rows: np.ndarray, images: int, config: dict, devi
             done += len(faces)
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * rate_share("cosine", done / images)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 moves = network.moves(faces)
             loss = torch.nn.functional.smooth_l1_loss(moves / UNIT, wanted / UNIT, beta=BETA)
             optimizer.zero_grad(set_to_none=True)
