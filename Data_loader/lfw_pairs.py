@@ -29,6 +29,7 @@ SUITES = {  # how the masked test faces are made: what process_photos is told
     "realigned": {"mask_kinds": ALL_KINDS, "realign": True},  # drawn on the photos; found and aligned behind them
     "as_is": {"mask_kinds": (), "chain": "any"},  # the photos show real masks: none is drawn, none is left out
 }
+UNDRAWN = ("as_is", "found", "wide")  # folders of faces that no mask is drawn on: the masked ones are the same files
 WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at a cache that another run is writing, and until it is refused
 
 
@@ -255,10 +256,10 @@ def _when_free(action: Callable[[], object]) -> None:
 def cache_folders(
     data_path: str | Path, cache_path: str | Path, image_size: int, seed: int, suite: str
 ) -> OutputFolders:
-    """Where the aligned test faces of a photo folder are kept; ``suite`` is a key of SUITES."""
+    """Where the aligned faces of a photo folder are kept; ``suite`` is a key of SUITES, or another word."""
     name = f"{Path(data_path).name}-{image_size}px-seed{seed}" + (f"-{suite}" if suite != "flat" else "")
     outputs = output_folders(Path(cache_path) / name, "test")
-    return outputs._replace(face_mask=outputs.face_notmask) if suite == "as_is" else outputs
+    return outputs._replace(face_mask=outputs.face_notmask) if suite in UNDRAWN else outputs
 
 
 def find_photos(wanted: Iterable[Photo], files_of: Callable[[str], Iterable[str]]) -> dict[Photo, str]:

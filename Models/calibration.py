@@ -22,9 +22,8 @@ from Data_loader.lfw_pairs import SUITES, cache_folders
 from Data_preprocessing.Image_processing import OutputFolders, process_photos, read_manifest
 from Data_preprocessing.photo_files import DataError, person_folders, photos_of, read_names
 from Models.checkpoint import (
-    SHIPPED,
+    checkpoint_to_change,
     choose_device,
-    find_checkpoint,
     load_checkpoint,
     network_from_checkpoint,
     save_checkpoint,
@@ -189,6 +188,8 @@ def align(
 ) -> tuple[OutputFolders, list[str], list[str]]:
     """Align and mask 'person/file' photos into the cache of test faces; ``how`` is what process_photos is told.
 
+    ``suite`` names the folder.
+
     Returns:
         The cache's folders; of the photos with a face: the names of the faces, and of the people.
     """
@@ -258,9 +259,7 @@ def main(argv=None) -> dict:
         raise DataError("--half drops what a run needs to go on: give another file as --output.")
     if args.photos_per_person < 1:
         raise DataError(f"--photos_per_person {args.photos_per_person}: must be 1 or more")
-    path = find_checkpoint(args.checkpoint, config["output_path"])
-    if path == SHIPPED and not args.output:
-        raise DataError(f"{path}: the shipped network is left as it is: give another file as --output.")
+    path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
     checkpoint = load_checkpoint(path)
     data_path = Path(args.data_path or config["LFW_data_path"]).expanduser().resolve()
     suite = args.test_masks or "kinds"
@@ -283,7 +282,6 @@ def main(argv=None) -> dict:
     if args.real_masks:
         folder = Path(args.real_masks).expanduser().resolve()
         head["real"] = real_mask_recall(folder, head, network, config, device)
-    output = Path(args.output).expanduser() if args.output else path
     save_checkpoint(output, {**kept, "thresholds": thresholds, "mask_head": head})
     print(f"{format_calibration(thresholds, head)}\ncheckpoint {output}, {output.stat().st_size / 1e6:.1f} MB")
     return {"thresholds": thresholds, "mask_head": head}

@@ -222,6 +222,15 @@ def find_checkpoint(path: str | None, output_path: str | Path) -> Path:
     return found
 
 
+def checkpoint_to_change(path: str | None, output: str | None, output_path: str | Path) -> tuple[Path, Path]:
+    """The checkpoint asked for, as ``find_checkpoint`` finds it, and the file to write it to with something added:
+    ``output``, else itself. Raises DataError if that would be the shipped network."""
+    found = find_checkpoint(path, output_path)
+    if found == SHIPPED and not output:
+        raise DataError(f"{found}: the shipped network is left as it is: give another file as --output.")
+    return found, Path(output).expanduser() if output else found
+
+
 def training_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -1,8 +1,8 @@
 """Teach a straightener (Models/straightener.py) and put it before a checkpoint's network: masked faces get straight.
 
 Without arguments: for the newest best.pt, on the config's raw photos of the people it was trained on, written back into
-the same file. The photos are aligned once, with room around the face, and cached; this needs dlib. Thresholds and mask
-head are dropped, for distances change: run Models/calibration.py again.
+the same file. The photos are aligned once, with room around the face, and cached; this needs dlib. Where it is stopped
+it teaches anew from the start. Thresholds and mask head are dropped, for distances change: run Models/calibration.py.
 """
 
 import argparse
@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import add_config_arguments, config_from_args, run_script
-from Data_loader.Data_loader_facenet_mask import num_processes, usable_processors
+from Data_loader.Data_loader_facenet_mask import num_processes
 from Data_loader.moved_faces import WIDE_PADDING, MovedFaces, wide_size
 from Data_loader.triplet_dataset import FaceLoader
-from Data_preprocessing.Image_processing import output_folders, process_photos, read_manifest
+from Data_preprocessing.manifest import read_landmarks
 from Data_preprocessing.photo_files import DataError, person_folders, photos_of
-from Models.checkpoint import SHIPPED, choose_device, find_checkpoint, load_checkpoint, require, save_checkpoint
+from Models.calibration import align
+from Models.checkpoint import checkpoint_to_change, choose_device, load_checkpoint, require, save_checkpoint
 from Models.optimizer import make_optimizer, rate_share
 from Models.straightener import UNIT, Straightener
 from Models.training_step import half_precision
@@ -29,6 +30,7 @@ BATCH, LEARNING_RATE = 64, 0.002
 BETA = 0.5  # of the smooth L1 loss: within half a deviation errors count squared, beyond as they are
 HELD_OUT = 50  # every fiftieth of the people is kept for measuring
 MEASURED = 1000  # moved faces of theirs
+WIDE = {"mask_kinds": (), "padding": WIDE_PADDING}  # how photos are aligned
 
 
 def train(dataset: MovedFaces, rows: np.ndarray, images: int, config: dict, device: torch.device) -> Straightener:
@@ -109,34 +111,18 @@ def wide_faces(
             f"{data_path} has no photos of the {len(people)} people that the checkpoint was trained on: name the "
             "folder of their photos (--data_path)."
         )
-    name = f"{data_path.name}-{size}px-wide"
-    outputs = output_folders(Path(config["cache_path"]) / name, "train")
-    outputs = outputs._replace(face_mask=outputs.face_notmask)  # no masks are drawn yet
-    process_photos(
-        data_path,
-        photos,
-        outputs,
-        image_size=wide_size(size),
-        seed=config["seed"],
-        predictor_path=config["predictor_path"],
-        mask_kinds=(),
-        workers=usable_processors(),
-        padding=WIDE_PADDING,
-        desc=f"faces of {data_path.name}",
-    )
-    manifest = read_manifest(outputs.manifest)
-    rows = [manifest[photo] for photo in photos if manifest[photo].status == "ok"]
-    owners = np.array([row.source.split("/")[0] for row in rows])
-    names = rng.permutation(np.unique(owners)) if rows else []
+    wide = wide_size(size)
+    outputs, faces, owners = align(data_path, photos, config | {"image_size": wide}, "wide", WIDE)
+    names = rng.permutation(np.unique(owners))
     if len(names) < 2:
         raise DataError(
             f"Faces of {len(names)} people were found in {len(photos)} photos of {data_path}: two people are needed, "
             "one to learn from and one to measure on."
         )
     kept = np.isin(owners, names[: max(1, len(names) // HELD_OUT)])
-    landmarks = np.stack([row.landmarks for row in rows])
-    faces = MovedFaces(outputs.face_notmask, [row.face for row in rows], landmarks, size, config["seed"])
-    return faces, np.flatnonzero(~kept), np.flatnonzero(kept)
+    landmarks = read_landmarks(outputs.manifest, faces, wide)
+    dataset = MovedFaces(outputs.face_notmask, faces, landmarks, size, config["seed"])
+    return dataset, np.flatnonzero(~kept), np.flatnonzero(kept)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -161,9 +147,7 @@ def main(argv=None) -> dict:
     config = config_from_args(args)
     if args.images < BATCH:
         raise DataError(f"--images {args.images}: must be {BATCH} or more")
-    path = find_checkpoint(args.checkpoint, config["output_path"])
-    if path == SHIPPED and not args.output:
-        raise DataError(f"{path}: the shipped network is left as it is: give another file as --output.")
+    path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, "train_people")
     device = choose_device(args.device)
@@ -175,7 +159,6 @@ def main(argv=None) -> dict:
     for name, (before, after) in figures.items():
         print(f"{name:<9} moved by {before:.2f}, after straightening {after:.2f}")
     state = {key: value for key, value in checkpoint.items() if key not in ("thresholds", "mask_head")}
-    output = Path(args.output).expanduser() if args.output else path
     save_checkpoint(output, {**state, "straightener": network.cpu().state_dict()})
     print(f"checkpoint {output}; its thresholds: python Models/calibration.py --checkpoint {output}")
     return figures

@@ -208,7 +208,6 @@ def test_the_script_refuses_what_would_lose_a_run_or_the_shipped_network(checkpo
         calibration.main(["--checkpoint", str(checkpoint_path), "--half"])
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "SHIPPED", checkpoint_path)
-        patch.setattr(calibration, "SHIPPED", checkpoint_path)
         with pytest.raises(DataError, match="shipped network is left as it is"):
             calibration.main(["--output_path", str(checkpoint_path.parent)])
     with pytest.raises(DataError, match="--photos_per_person 0"):

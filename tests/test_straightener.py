@@ -140,13 +140,14 @@ def test_people_to_measure_on_are_not_taught(wide):
     assert all(people) and not people[0] & people[1] and len(rows) + len(kept) == len(data)
 
 
-def test_teaching_straightens_faces_moved_as_it_has_not_seen(wide):
+def test_teaching_straightens_faces_moved_as_it_has_not_seen(wide, monkeypatch):
+    monkeypatch.setattr("Data_loader.moved_faces.LOST_SHARE", 0.0)  # what takes longest to learn
     data, rows, _ = wide
     settings = {**config, "num_workers": 0}
     network = train_straightener.train(data, rows[:2], 1920, settings, torch.device("cpu"))
     batches = train_straightener.loader(data, rows[:2], 128, settings, first=1920)
     figures = measure(network, batches, torch.device("cpu"))
-    assert np.mean([left / before for before, left in figures.values()]) < 0.95, figures
+    assert np.mean([left / before for before, left in figures.values()]) < 0.9, figures
     assert figures["up_down"][0] > 2  # percent: the faces it was measured on had been moved
 
 
@@ -197,7 +198,7 @@ def test_what_the_script_refuses(options, checkpoint_path, drawn, monkeypatch):
     ):
         with pytest.raises(DataError, match=message):
             train_straightener.main([*options, *more])
-    monkeypatch.setattr(train_straightener, "SHIPPED", checkpoint_path)
+    monkeypatch.setattr(checkpoint, "SHIPPED", checkpoint_path)
     with pytest.raises(DataError, match="left as it is"):
         train_straightener.main(options)
 
