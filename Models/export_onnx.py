@@ -11,6 +11,7 @@ Needs three packages more: pip install onnx onnxscript onnxruntime
 """
 
 import argparse
+import copy
 import hashlib
 import importlib
 import json
@@ -157,10 +158,18 @@ def noise_and_smooth_faces(count: int, size: int, rng: np.random.Generator) -> n
 def check_export(model: bytes, network: torch.nn.Module, image_size: int, rng: np.random.Generator) -> float:
     """The largest difference from PyTorch on noise and on smooth images, in batches of 1 and of 32.
 
+    A straightener is compared on smooth images alone, and on both the network behind it: in noise of single pixels a
+    rounding error of 6e-6 in its move makes 7e-4 in what comes out (measured; on real faces it makes 9e-7).
+
     Raises DataError if it is not below MAX_DIFFERENCE.
     """
     images = noise_and_smooth_faces(FACES, image_size, rng)
-    difference = float(np.max([max_difference(model, network, images, batch_size) for batch_size in (1, FACES)]))
+    compared = [(model, network, images)]
+    if network.straightener is not None:
+        behind = copy.deepcopy(network)
+        behind.straightener = None
+        compared = [(model, network, images[FACES:]), (export_network(behind, image_size, {}), behind, images)]
+    difference = float(np.max([max_difference(*each, batch_size) for each in compared for batch_size in (1, FACES)]))
     if not difference < MAX_DIFFERENCE:  # NaN too
         raise DataError(
             f"The exported network differs from PyTorch by {difference:.2g}, which is not below {MAX_DIFFERENCE:g}: "

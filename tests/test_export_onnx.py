@@ -115,6 +115,29 @@ def test_the_exported_network_computes_what_pytorch_does(size, attention, straig
     assert max_difference(model, network, images, 8) > 1e-3
 
 
+@pytest.mark.skipif(not checkpoint.SHIPPED.is_file(), reason="no network is shipped")
+def test_the_shipped_network_with_its_straightener_is_exported(tmp_path):
+    needs_packages()
+    output = export_onnx.main(["--output_path", str(tmp_path), "--output", str(tmp_path / "v9.onnx")])
+    assert output.stat().st_size > 60e6  # in single precision
+
+
+def test_a_difference_in_a_straightener_or_behind_it_is_seen():
+    needs_packages()
+    network = trained("none", 64)
+    network.straightener = Straightener().eval()
+    torch.nn.init.normal_(network.straightener.out.weight, std=0.02)
+    model, rng = export_network(network, 64, {}), np.random.default_rng(0)
+    assert export_onnx.check_export(model, network, 64, rng) < 1e-5
+    for weight in (network.straightener.out.bias, network.embedding.bias):
+        with torch.no_grad():
+            weight[0] += 0.1
+        with pytest.raises(DataError, match="differs from PyTorch"):
+            export_onnx.check_export(model, network, 64, rng)
+        with torch.no_grad():
+            weight[0] -= 0.1
+
+
 @pytest.mark.parametrize("value", [1.0, float("nan")])
 def test_a_difference_from_pytorch_is_an_error_and_the_old_file_stays(value, checkpoint_path, tmp_path, monkeypatch):
     needs_packages()
