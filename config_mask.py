@@ -116,6 +116,7 @@ RECIPES = {
     "best": BEST,
     # goes on from a best.pt of "best" (--init_from PATH): as much jitter as a mask causes, half of the faces blended
     "best_on": {**BEST, "jitter": 1.0, "mix": 0.5, "learning_rate_schedule": [(0, 0.0011)]},
+    "best_on_unblended": {**BEST, "jitter": 1.0, "learning_rate_schedule": [(0, 0.0011)]},
     "v9": {},
     "plain": {"cbam": False, "attention": "none"},
     "cbam": {"attention": "none"},
