@@ -189,11 +189,12 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
 
 
 @contextmanager
-def replacing(path: str | Path, tidy: bool = True) -> Iterator[Path]:
+def replacing(path: str | Path, tidy: bool = True, to_disk: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path``; rename it to ``path`` if the block succeeds, remove it if not.
 
     A reader sees the old file or the whole new one, never a half. ``tidy``: first remove the temporary files of
     ``path`` that killed runs have left; leave it out where many files are written, for it lists the folder.
+    ``to_disk``: so it is after a power cut too, for which the disk is waited for (0.1 s for a checkpoint of 200 MB).
     An OSError without a file name, such as that of a full disk, is given the name ``path``.
     """
     path = Path(path)
@@ -203,12 +204,25 @@ def replacing(path: str | Path, tidy: bool = True) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         yield temporary
+        if to_disk:
+            _force_to_disk(temporary)
         os.replace(temporary, path)
+        if to_disk and os.name == "posix":  # elsewhere a folder cannot be opened
+            _force_to_disk(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def _force_to_disk(path: Path) -> None:
+    """Wait until what was written to a file, or the names in a folder, would outlive a power cut."""
+    file = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)  # Windows flushes only what may be written
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def temporary_name(path: Path) -> Path:
@@ -232,10 +246,10 @@ def remove_stale(folder: Path, name: str) -> None:
             (folder / found).unlink(missing_ok=True)
 
 
-def write_whole(path: str | Path, data: bytes | str, tidy: bool = True) -> None:
-    """Write bytes, or text as UTF-8, to ``path``: whole or not at all. ``tidy`` as in ``replacing``."""
+def write_whole(path: str | Path, data: bytes | str, tidy: bool = True, to_disk: bool = False) -> None:
+    """Write bytes, or text as UTF-8, to ``path``: whole or not at all. ``tidy``, ``to_disk`` as in ``replacing``."""
     data = data.encode("utf-8") if isinstance(data, str) else data
-    with replacing(path, tidy) as temporary:
+    with replacing(path, tidy, to_disk) as temporary:
         try:
             temporary.write_bytes(data)
         except OSError as error:

@@ -39,14 +39,15 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Write ``state`` (tensors and plain types only) to ``path``: to a temporary name first, then renamed.
+    """Write ``state`` (tensors and plain types only) to ``path``: to a temporary name first, then renamed; and wait
+    for the disk, so that a power cut leaves the checkpoint of before or this one.
 
     Raises DataError, with the path and the space needed, where the disk is full or may not be written.
     """
     buffer = io.BytesIO()  # torch.save into a file would hide a full disk behind an error of its own
     torch.save({"format": FORMAT, **state}, buffer)
     with file_errors(path):
-        write_whole(path, buffer.getvalue())
+        write_whole(path, buffer.getvalue(), to_disk=True)
 
 
 def checkpoint_bytes(model: torch.nn.Module, optimizer_name: str) -> int:

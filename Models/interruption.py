@@ -59,6 +59,8 @@ def _position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tup
     saved, epoch = checkpoint.get("position"), checkpoint["progress"]["epoch"] + 1
     if saved is None:
         return Position(), f"Going on after epoch {epoch - 1}."
+    if not isinstance(saved, dict):
+        raise TypeError(f"position {type(saved).__name__}")
     there, here = saved["order"], _order(config)
     changed = [key for key in here if there.get(key) != here[key]]
     changed += ["train_people"] if checkpoint["train_people"] != list(train_people) else []

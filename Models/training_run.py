@@ -235,7 +235,7 @@ class TrainingRun:
             copies.append(self.checkpoints / f"epoch_{epoch:03d}.pt")
         last = self.checkpoints / "last.pt"
         for path in copies:
-            with file_errors(path, lambda: last.stat().st_size), replacing(path) as temporary:
+            with file_errors(path, lambda: last.stat().st_size), replacing(path, to_disk=True) as temporary:
                 shutil.copyfile(last, temporary)
 
     def stopped(self, number: int, device: str | None = None) -> None:

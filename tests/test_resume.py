@@ -43,6 +43,10 @@ MODES = {
         "--mining batch --batch_photos 2 --teacher dlib --teacher_centred True --triplet_weight 0.0 "
         "--optimizer adamw --learning_rate_schedule [(0,0.002)] --precision bfloat16"
     ).split(),
+    "batch, teacher, blends": (  # as in the recipe "best_on"
+        "--mining batch --batch_photos 2 --teacher dlib --teacher_centred True --triplet_weight 0.0 --mix 0.5 "
+        "--optimizer adamw --learning_rate_schedule [(0,0.002)]"
+    ).split(),
 }
 
 

@@ -46,6 +46,29 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders can be forced to the disk on POSIX only")
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tiny, drawn_options, tmp_path, monkeypatch):
+    """What a power cut can do cannot be tested; that nothing is renamed before the disk has it, can."""
+    log, fsync, replace = [], os.fsync, os.replace
+
+    def watched_fsync(file):
+        log.append(("to disk", os.fstat(file).st_ino))
+        fsync(file)
+
+    def watched_replace(source, target):
+        log.append((os.path.basename(target), os.stat(source).st_ino, os.stat(os.path.dirname(target)).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    train(drawn_options, tmp_path, "--epochs", "1")
+    renamed = [place for place, entry in enumerate(log) if entry[0].endswith(".pt")]
+    assert {log[place][0] for place in renamed} == {"last.pt", "best.pt", "epoch_001.pt"}
+    for place in renamed:
+        _, file, folder = log[place]
+        assert log[place - 1] == ("to disk", file) and log[place + 1] == ("to disk", folder)
+
+
 @pytest.mark.parametrize("name", ["lfw_epoch_002.png", "last.pt", "train.log"])
 def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(name, tiny, drawn_options, tmp_path, monkeypatch):
     """A limit on the size of files does what a full disk does."""
