@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.face_alignment import AlignedFace
 from Data_preprocessing.photo_files import DataError, photos_of, read_photo, split_files, write_whole
@@ -257,12 +257,7 @@ def checkpoint_with_thresholds(output_path: str) -> Path:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s A B [options]",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ScriptParser(__doc__, usage="%(prog)s A B [options]")
     parser.add_argument("first", metavar="A", help="a photo, or a folder of photos or of people")
     parser.add_argument("second", metavar="B", help="a photo, or such a folder; not both")
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: see above)")

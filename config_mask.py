@@ -6,6 +6,7 @@ command is run in. ``--key value`` overrides any key, ``--config config_notmask`
 
 import argparse
 import ast
+import difflib
 import importlib
 import itertools
 import math
@@ -13,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from Data_preprocessing.mask_drawing import ALL_KINDS, check_kinds
 from Data_preprocessing.photo_files import DataError
@@ -186,6 +188,28 @@ NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter", "mix",
     "save_every_minutes",
 )  # fmt: skip
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """Reads a script's options. A wrong one is answered in a sentence naming the nearest, not with a page of usage."""
+
+    def __init__(self, description: str, usage: str = "%(prog)s [options]"):
+        super().__init__(
+            usage=usage,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End the script with exit code 2."""
+        near = []
+        if message.startswith("unrecognized"):
+            for option in (word.split("=")[0] for word in message.split() if word.startswith("--")):
+                longer = [known for known in self._option_string_actions if known.startswith(option)]
+                near += longer or difflib.get_close_matches(option, self._option_string_actions, n=1)
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        self.exit(2, f"error: {message}.{meant} --help lists all options.\n")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from config_mask import DEMO, DEMO_FACES, add_config_arguments, config_from_args, run_script
+from config_mask import DEMO, DEMO_FACES, ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import (
     FaceLoader,
     LFWestMask_dataloader,
@@ -321,9 +321,7 @@ def prepare_demo(config: dict) -> None:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--demo", action="store_true", help="draw a sample set and train a small V9 on it")
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="PATH", help="go on from PATH (default: newest last.pt)"

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from config_mask import ROOT, add_config_arguments, config_from_args, run_script
+from config_mask import ROOT, ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Data_loader.lfw_pairs import PairSet
 from Data_preprocessing.photo_files import DataError, file_errors, write_whole
@@ -253,9 +253,7 @@ def format_table(summaries: dict) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument(
         "--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt, or else the shipped)"
     )

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import DataError, read_names, replacing
 
 VERSION = 1  # of random_triplets: another number makes every stored table anew
@@ -229,9 +229,7 @@ def describe(triplets: np.ndarray, index: Index) -> dict[str, int]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument(
         "--epoch", type=int, default=1, help="with --triplets new: the epoch whose table is described (default 1)"
     )

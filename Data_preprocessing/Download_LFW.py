@@ -22,7 +22,7 @@ from sklearn.datasets import fetch_lfw_people, get_data_home
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_loader.lfw_pairs import read_pairs
 from Data_preprocessing.photo_files import DISK_FULL, DataError, file_errors, iter_photos, person_folders, write_whole
 from Data_preprocessing.run_lock import locked
@@ -156,9 +156,7 @@ def copy_photos(source: Path, target: Path) -> None:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument(
         "--data_home", metavar="FOLDER", help="scikit-learn's data folder (default: ~/scikit_learn_data)"
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.align_photos import Settings, Summary, process_photos, run
 from Data_preprocessing.manifest import (
     ManifestRow,
@@ -80,9 +80,7 @@ def merge_shards(outputs: OutputFolders) -> int:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--data_path", metavar="D", help="photos, one folder per person; default: raw_data_path")
     parser.add_argument("--out_dir", metavar="O", help="where the results go; default: beside D, or as the config says")
     parser.add_argument(

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import DataError, file_errors, person_folders, replacing, split_files
 from Data_preprocessing.photo_size import read_size
 from Data_preprocessing.run_lock import locked, refuse_if_held
@@ -313,9 +313,7 @@ def _add_problem(problems: list[str], problem: object) -> None:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--data_path", metavar="D", help="one sub-folder per person (default: raw_data_path)")
     parser.add_argument(
         "--min_size", type=int, default=250, metavar="PX", help="least width and height, in px (default: 250 px)"

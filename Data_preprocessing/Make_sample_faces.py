@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import DEMO, ROOT, add_config_arguments, config_from_args, run_script
+from config_mask import DEMO, ROOT, ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import DataError, write_whole
 from Data_preprocessing.sample_face_model import (
     LEFT,
@@ -41,9 +41,7 @@ HIGHEST, LOWEST, PLANES = 2.0, -0.45, 24  # heights between which `project` look
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     default_path = DEMO["raw_data_path"]
     parser.add_argument("--data_path", help=f"folder to write to (default: {default_path} in this repository)")
     parser.add_argument("--people", type=int, default=60, help="number of people (default: %(default)s)")

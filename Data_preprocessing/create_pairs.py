@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import (
     DataError,
     file_errors,
@@ -179,9 +179,7 @@ def _first_of_each(values: np.ndarray) -> np.ndarray:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--data_path", metavar="D", help="folder of people (default: LFW_data_path)")
     parser.add_argument("--pairs_path", metavar="FILE", help="the file to write (default: D_pairs.txt)")
     parser.add_argument("--folds", type=int, default=10, metavar="N", help="parts of the people (default 10)")

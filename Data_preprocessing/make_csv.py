@@ -3,7 +3,6 @@
 Make_csv_file_mask.py and Make_csv_file_notmask.py call this with the paths of their config.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import DataError, file_errors, person_folders, photos_of, write_whole
 
 
@@ -57,9 +56,7 @@ def _is_utf8(name: str) -> bool:
 
 def main(argv=None, config_name: str = "config_mask", description: str | None = __doc__) -> pd.DataFrame:
     """Run the script with the paths of ``config_name``, unless the command line gives others; returns the index."""
-    parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description)
     parser.add_argument(
         "--data_path", metavar="D", help=f"one sub-folder per person (default: train_data_path of {config_name})"
     )

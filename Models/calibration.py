@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import PATH_KEYS, add_config_arguments, config_from_args, run_script
+from config_mask import PATH_KEYS, ScriptParser, add_config_arguments, config_from_args, run_script
 from config_mask import config as default_config
 from Data_loader.Data_loader_facenet_mask import face_loader, usable_processors
 from Data_loader.lfw_pairs import SUITES, cache_folders
@@ -229,9 +229,7 @@ def real_mask_recall(folder: Path, head: dict, network: torch.nn.Module, config:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
     parser.add_argument("--data_path", metavar="FOLDER", help="photos, one folder per person (default: LFW_data_path)")
     parser.add_argument("--people", metavar="FILE", help="text file, one name a line: only these people's folders")

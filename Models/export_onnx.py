@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.photo_files import DataError, file_errors, write_whole
 from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint
 
@@ -197,9 +197,7 @@ def checkpoint_metadata(checkpoint: dict, path: str | Path) -> dict[str, str]:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument(
         "--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt, or else the shipped)"
     )

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import add_config_arguments, config_from_args, run_script
+from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_loader.Data_loader_facenet_mask import num_processes
 from Data_loader.moved_faces import WIDE_PADDING, MovedFaces, wide_size
 from Data_loader.triplet_dataset import FaceLoader
@@ -126,9 +126,7 @@ def wide_faces(
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
     parser.add_argument("--data_path", metavar="FOLDER", help="photos, one folder per person (default: raw_data_path)")
     parser.add_argument(

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
 from benchmarks.small_real import DOUBLES, SmallReal, prepare
-from config_mask import RECIPES, ROOT, config, run_script
+from config_mask import RECIPES, ROOT, ScriptParser, config, run_script
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, V9_train_dataloader
 from Data_loader.teacher import dlib_descriptor, to_chip_size, unit_row
 from Data_preprocessing.mask_drawing import ALL_KINDS
@@ -238,9 +238,7 @@ def bootstrap(
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--recipe", default="", help=f"dlib, or one of {', '.join(RECIPES)}")
     parser.add_argument("--images", type=int, default=0, help="images that pass forward in training")
     parser.add_argument("--seed", type=int, default=0)

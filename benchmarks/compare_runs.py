@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config_mask import run_script
+from config_mask import ScriptParser, run_script
 from Data_preprocessing.photo_files import DataError, replacing
 
 LABELS = {
@@ -63,7 +63,7 @@ def plot(runs: dict[str, pd.DataFrame], columns: list[str], x: str, path: Path) 
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__, usage="%(prog)s FOLDER ... [options]")
     parser.add_argument("runs", nargs="+", metavar="FOLDER", help="folders that hold a metrics.csv")
     parser.add_argument("--x", choices=LABELS, default="seconds", help="what to plot against (%(default)s)")
     parser.add_argument(

@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from config_mask import ScriptParser
 from Losses.Attention_loss import attention_loss
 from Models.CBAM_Face_attention_Resnet import build_model
 
@@ -60,7 +61,7 @@ def main(argv=None) -> None:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--models", type=int, nargs="+", default=[34], help="depths of the ResNet (default: 34)")
     parser.add_argument("--batch", type=int, default=20, help="triplets (default: 20)")
     parser.add_argument("--size", type=int, default=256, help="px (default: 256)")

@@ -17,7 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare
-from config_mask import ROOT, add_config_arguments, config_from_args, run_script
+from config_mask import ROOT, ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.Image_processing import output_folders, process_photos, read_manifest
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.mask_drawing import ALL_KINDS, draw_mask, random_mask
@@ -26,9 +26,7 @@ from Models.checkpoint import SHIPPED
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--people", type=int, default=2, help="drawn people, one row each (%(default)s)")
     parser.add_argument("--height", type=int, default=200, help="of a row, px (%(default)s)")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "pictures", help="where to write")

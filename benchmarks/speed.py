@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.network_stages import train, validate
 from benchmarks.stages import REAL_PHOTOS, Contest, align, clean, load, make_scene, triplets, workers
-from config_mask import run_script
+from config_mask import ScriptParser, run_script
 from Data_loader.Data_loader_facenet_mask import usable_processors
 from Data_preprocessing.photo_files import DataError, write_whole
 from Models.checkpoint import choose_device
@@ -141,9 +141,7 @@ def plain(rows: list[dict], facts: dict) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="default: all")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken (%(default)s)")

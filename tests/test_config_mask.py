@@ -1,6 +1,5 @@
 """The config, its overrides on the command line, and the way scripts end."""
 
-import argparse
 import math
 import subprocess
 import sys
@@ -10,12 +9,22 @@ import pytest
 
 import config_mask
 import config_notmask
-from config_mask import DEMO, PATH_KEYS, ROOT, add_config_arguments, check_config, config, config_from_args, run_script
+from config_mask import (
+    DEMO,
+    PATH_KEYS,
+    ROOT,
+    ScriptParser,
+    add_config_arguments,
+    check_config,
+    config,
+    config_from_args,
+    run_script,
+)
 from Data_preprocessing.photo_files import DataError
 
 
 def settings(*options: str, changes: dict | None = None) -> dict:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = ScriptParser("")
     add_config_arguments(parser)
     return config_from_args(parser.parse_args(options), changes)
 
@@ -98,6 +107,19 @@ def test_wrong_values_are_clear_errors(key, text, says):
     with pytest.raises(DataError, match=says) as error:
         settings(f"--{key}={text}")
     assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--epoch=3", " Did you mean --epochs?"), ("--bogus=1", ""),
+     ("--save=3", " Did you mean --save_every or --save_every_minutes?"),
+     ("--learn_rate_schedule=[]", " Did you mean --learning_rate_schedule?")],
+)  # fmt: skip
+def test_a_wrong_option_is_answered_in_one_line(option, meant, capsys):
+    with pytest.raises(SystemExit) as stop:
+        settings(option)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: unrecognized arguments: {option}.{meant} --help lists all options.\n"
 
 
 def test_unknown_keys_are_errors(capsys):
