@@ -26,6 +26,7 @@ from Data_preprocessing import Kill_img
 from Data_preprocessing.align_photos import CHUNK, Settings, aligner_for, process_photo, run_chunks
 from Data_preprocessing.Image_processing import output_folders, process_photos
 from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.manifest import OutputFolders
 from Data_preprocessing.photo_files import iter_photos, person_folders, photos_of, read_photo
 
 REAL_PHOTOS = ROOT.parent / "shared" / "faces" / "lfw"
@@ -116,6 +117,12 @@ def settings_for(scene: Scene, name: str, image_size: int = 256) -> Settings:
     return Settings(scene.photos, output_folders(scene.folder, name), image_size, 0, config["predictor_path"])
 
 
+def remove_images(outputs: OutputFolders) -> None:
+    """So that new files are written, as in a run: writing over old ones takes longer (2 ms a file on ext4)."""
+    for folder in outputs[:3]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def align(scene: Scene) -> list[Contest]:
     """Step 2 in one process."""
     settings, theirs = settings_for(scene, "ours"), output_folders(scene.folder, "baseline")
@@ -124,17 +131,26 @@ def align(scene: Scene) -> list[Contest]:
     photos = random.Random(0).sample(list(iter_photos(scene.photos)), round(120 * scene.size))
     arrays = [read_photo(scene.photos / photo) for photo in photos]
     cv2.setNumThreads(1)
+
+    def ours() -> float:
+        remove_images(settings.outputs)
+        return rate(len(photos), lambda: [process_photo(photo, photo, settings) for photo in photos])
+
+    def first_scripts() -> float:
+        remove_images(theirs)
+        return rate(
+            len(photos),
+            lambda: [baseline.align_photo(aligner, scene.photos / photo, theirs, photo) for photo in photos],
+        )
+
     return [
         Contest(
             "align",
             "photos/s/core",
-            lambda: rate(len(photos), lambda: [process_photo(photo, photo, settings) for photo in photos]),
-            lambda: rate(
-                len(photos),
-                lambda: [baseline.align_photo(aligner, scene.photos / photo, theirs, photo) for photo in photos],
-            ),
+            ours,
+            first_scripts,
             lambda: rate(len(photos), lambda: [aligner.detector(array, 0) for array in arrays]),
-            f"{len(photos)} photos to 256 px, masks and targets drawn, three files written, one process; "
+            f"{len(photos)} photos to 256 px, masks and targets drawn, three new files written, one process; "
             "limit: dlib's detector alone, not upsampled",
         )
     ]
@@ -149,8 +165,7 @@ def workers(scene: Scene) -> list[Contest]:
     cv2.setNumThreads(1)
 
     def speed(processes: int) -> float:
-        for folder in settings.outputs[:3]:  # new files, as in a run: writing over old ones takes longer
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_images(settings.outputs)
         # a name of its own for each, or two processes might write one file
         tasks = iter([(photo, f"person/{number}.jpg") for number, photo in enumerate(photos)])
         # when each chunk was done: until the first third is, processes start; after the last one they end
