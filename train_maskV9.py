@@ -37,6 +37,7 @@ from Models.checkpoint import (
     check_can_continue,
     load_checkpoint,
     newest_checkpoint,
+    people_seen,
     require,
     restore,
     training_state,
@@ -78,10 +79,10 @@ def main(argv=None) -> dict | None:
         if args.demo and is_main():
             prepare_demo(config)
         with main_first():
-            train_loader, test_sets = make_loaders(config)
+            train_loader, test_sets, people = make_loaders(config, checkpoint)
             objective = make_objective(config, train_loader, device)
         with open_run(config, args.run_name, checkpoint) as run:
-            return train(args, config, checkpoint, device, train_loader, test_sets, objective, run)
+            return train(args, config, checkpoint, device, train_loader, test_sets, people, objective, run)
 
 
 def train(
@@ -91,12 +92,13 @@ def train(
     device: torch.device,
     train_loader: FaceLoader,
     test_sets: dict[str, TestSet],
+    people: list[str],
     objective: Objective,
     run: TrainingRun | SilentRun,
 ) -> dict | None:
     """The run: train an epoch, validate, record, save. Returns what ``TrainingRun.finish`` gives (process 0 only)."""
     torch.manual_seed(config["seed"])
-    network = prepare_network(config, device)
+    network = prepare_network(config, device, restored=checkpoint is not None)
     optimizer = make_optimizer(config["optimizer"], network.parameters())
     scaler = make_scaler(device, config["precision"])
     sampler = train_loader.batch_sampler
@@ -111,7 +113,7 @@ def train(
 
     def save(position: Position | None = None, improved: bool = False) -> None:
         within = None if position is None else saved_position(position, config)
-        run.save(training_state(network, optimizer, config, progress, sampler.names, scaler, within), improved)
+        run.save(training_state(network, optimizer, config, progress, people, scaler, within), improved)
 
     stopped = partial(run.stopped, device=args.device)
     interruption = Interruption(save, stopped, config["save_every_minutes"], device, config["packed"])
@@ -271,12 +273,13 @@ def settings(args: argparse.Namespace) -> tuple[dict, dict | None]:
     return config, checkpoint
 
 
-def make_loaders(config: dict) -> tuple[FaceLoader, dict[str, TestSet]]:
-    """The loader of the training triplets, and the test sets by name; each process gets its part of both."""
+def make_loaders(config: dict, checkpoint: dict | None) -> tuple[FaceLoader, dict[str, TestSet], list[str]]:
+    """The loader of the training triplets, the test sets by name, each process gets its part of both; and everyone
+    who is trained on, or was before, and so is in no test set."""
     part = {"rank": rank(), "world_size": world_size()}
     check_batch_size(config)
     train_loader = V9_train_dataloader(config, **part)
-    people = train_loader.batch_sampler.names
+    people = people_seen(train_loader.batch_sampler.names, config, checkpoint)
     test_sets = {
         "lfw": LFWestMask_dataloader(config, people, **part),
         "notlfw": NOTLFWestMask_dataloader(config, people, **part),
@@ -287,7 +290,7 @@ def make_loaders(config: dict) -> tuple[FaceLoader, dict[str, TestSet]]:
         raise DataError("LFW_pairs = None: training needs test pairs to choose best.pt by; name a pairs file.")
     for test_set in test_sets.values():
         check_enough(test_set.pairs)
-    return train_loader, test_sets
+    return train_loader, test_sets, people
 
 
 def prepare_demo(config: dict) -> None:

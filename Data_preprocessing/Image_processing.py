@@ -138,7 +138,7 @@ def chosen_folders(args: argparse.Namespace, config: dict) -> tuple[Path, Output
         outputs = output_folders(out_dir, data_path.name)
     else:
         folders = [Path(config[key]) for key in ("train_data_path", "notmask_data_path", "mask_data_path")]
-        outputs = OutputFolders(*folders, data_path.with_name(f"{data_path.name}_manifest.csv"))
+        outputs = OutputFolders(*folders, Path(config["manifest_path"]))
     if len(set(outputs)) < len(outputs):
         raise DataError(f"masked and unmasked faces would both go to {outputs.face_notmask}: run with config_mask")
     for folder in outputs[:3]:

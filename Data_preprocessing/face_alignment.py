@@ -106,9 +106,15 @@ class FaceAligner:
             padding: room around the face, as a share of its size.
 
         Raises:
-            DataError: the landmark model is missing or damaged.
+            DataError: dlib is not installed; the landmark model is missing or damaged.
         """
-        import dlib
+        try:
+            import dlib
+        except ImportError as error:
+            raise DataError(
+                f"dlib is not to be had here ({error}): pip install dlib-bin. Where it cannot be, align the photos on "
+                "another machine and copy the faces and the folder cache, which holds the test faces, from there."
+            ) from error
 
         self.image_size, self.chain, self.padding = image_size, chain, padding
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])

@@ -180,6 +180,16 @@ def init_from(network: torch.nn.Module, path: str | Path) -> str:
     return f"init_from {path}: {len(fitting)} tensors taken, {len(own) - len(fitting)} new ({', '.join(new) or 'none'})"
 
 
+def people_seen(names: list[str], config: dict, checkpoint: dict | None = None) -> list[str]:
+    """Everyone the weights will have been trained on: the index's ``names``, then the people of the checkpoint that is
+    gone on from, or of the one that ``init_from`` takes the weights of."""
+    before = checkpoint
+    if before is None and config["init_from"]:
+        before = load_checkpoint(config["init_from"])
+        require(before, config["init_from"], "train_people")
+    return list(dict.fromkeys([*names, *(before["train_people"] if before else [])]))
+
+
 class UnitLinear(torch.nn.Linear):
     """A linear layer whose output rows have length 1."""
 

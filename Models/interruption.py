@@ -63,7 +63,8 @@ def _position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tup
         raise TypeError(f"position {type(saved).__name__}")
     there, here = saved["order"], _order(config)
     changed = [key for key in here if there.get(key) != here[key]]
-    changed += ["train_people"] if checkpoint["train_people"] != list(train_people) else []
+    own = checkpoint["train_people"][: len(train_people)]  # behind them stand those that init_from's weights have seen
+    changed += ["train_people"] if own != list(train_people) else []
     changed += ["version of the code"] if len(saved["totals"]) != NUM_TOTALS else []
     if changed:
         return Position(), f"Epoch {epoch} begins again at its first batch; this has changed: {', '.join(changed)}."

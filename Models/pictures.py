@@ -1,6 +1,5 @@
 """Pictures of what a network does: two faces compared, the hardest pairs, distances, learning curves."""
 
-import csv
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from Data_preprocessing.face_alignment import Box
-from Data_preprocessing.photo_files import DataError, file_errors, write_whole
+from Data_preprocessing.photo_files import file_errors, write_whole
 from Models.mask_head import faces_as_seen, read_faces
 
 HARDEST = 8  # pairs of each kind on a sheet
@@ -218,15 +217,11 @@ def plot_distances(
         panels[0].set_ylabel("pairs")
 
 
-def plot_learning_curves(metrics: str | Path | Sequence[dict[str, str]], path: str | Path) -> None:
-    """Write a PNG of what metrics.csv holds, epoch by epoch: losses, hard triplets, distances, AUC, learning rate.
+def plot_learning_curves(rows: Sequence[dict[str, str]], path: str | Path) -> None:
+    """Write a PNG of the rows of metrics.csv, epoch by epoch: losses, hard triplets, distances, AUC, learning rate.
 
-    ``metrics``: the file, or its rows as dicts; an empty or missing value leaves a gap. AUC of further test sets is
-    dashed. Raises DataError if the file cannot be read or has no rows.
+    An empty or missing value leaves a gap. AUC of further test sets is dashed.
     """
-    rows = read_metrics(metrics) if isinstance(metrics, str | Path) else metrics
-    if not rows:
-        raise DataError(f"{metrics}: there are no epochs to draw.")
     epochs = [int(row["epoch"]) for row in rows]
     with saved_figure(path, 13, 7) as figure:
         for axes, (panel, (columns, logarithmic)) in zip(figure.subplots(2, 3).ravel(), CURVES.items(), strict=True):
@@ -247,12 +242,3 @@ def plot_learning_curves(metrics: str | Path | Sequence[dict[str, str]], path: s
                 axes.legend(fontsize=8)
             else:
                 axes.set_visible(False)
-
-
-def read_metrics(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv. Raises DataError if it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Cannot read the metrics {path}: {error}") from error

@@ -28,8 +28,13 @@ def check_batch_size(config: dict) -> None:
         )
 
 
-def prepare_network(config: dict, device: torch.device) -> torch.nn.Module:
-    """The network of the config on ``device``, as it computes fastest there."""
+def prepare_network(config: dict, device: torch.device, restored: bool = False) -> torch.nn.Module:
+    """The network of the config on ``device``, as it computes fastest there.
+
+    ``restored``: its weights will be those of a checkpoint; what the run began with need not be there any more.
+    """
+    if restored:
+        config = config | {"pretrained": False, "init_from": None}
     network = build_network(config)
     if config["init_from"]:
         print(init_from(network, config["init_from"]))

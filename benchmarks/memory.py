@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config_mask import ScriptParser
+from config_mask import ScriptParser, run_script
 from Losses.Attention_loss import attention_loss
 from Models.CBAM_Face_attention_Resnet import build_model
 
@@ -69,4 +69,4 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

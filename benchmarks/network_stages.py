@@ -113,7 +113,7 @@ def validate(scene: Scene) -> list[Contest]:
     """The three protocols on a few hundred pairs of cached faces."""
     device, side = scene.device, 112
     folds = 5 if len(person_folders(scene.photos)) >= 20 else 2
-    per_fold = max(25, round(20 * scene.size))  # validation wants 100 pairs at least
+    per_fold = 25  # of each kind; validation wants 100 pairs at least
     pairs_path = scene.folder / "pairs.txt"
     with silence():
         create_pairs(scene.photos, pairs_path, folds, per_fold, seed=0)

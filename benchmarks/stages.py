@@ -112,9 +112,9 @@ def clean(scene: Scene) -> list[Contest]:
     ]
 
 
-def settings_for(scene: Scene, name: str, image_size: int = 256) -> Settings:
+def settings_for(scene: Scene, name: str) -> Settings:
     """Where and how the align stages write."""
-    return Settings(scene.photos, output_folders(scene.folder, name), image_size, 0, config["predictor_path"])
+    return Settings(scene.photos, output_folders(scene.folder, name), 256, 0, config["predictor_path"])
 
 
 def remove_images(outputs: OutputFolders) -> None:

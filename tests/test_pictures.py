@@ -158,19 +158,6 @@ def curves(figure):
     }
 
 
-def test_learning_curves_come_from_the_file_as_from_its_rows(tmp_path):
-    table = tmp_path / "metrics.csv"
-    table.write_text("\n".join([",".join(rows(1)[0]), *(",".join(row.values()) for row in rows(2))]) + "\n")
-    plot_learning_curves(table, tmp_path / "a.png")
-    plot_learning_curves(rows(2), tmp_path / "b.png")
-    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
-    plot_learning_curves(rows(1), tmp_path / "one_epoch.png")
-    with pytest.raises(DataError, match="no epochs to draw"):
-        plot_learning_curves([], tmp_path / "c.png")
-    with pytest.raises(DataError, match=r"Cannot read the metrics .*none"):
-        plot_learning_curves(tmp_path / "none.csv", tmp_path / "c.png")
-
-
 def test_a_picture_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file"):

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import torch
 from test_train_maskV9 import read_metrics, train
 from torch import nn
 
+import train_maskV9
+import validate_on_LFW
 from config_mask import config
 from Data_loader.teacher import cache_path_of, dlib_descriptors
 from Data_loader.triplets import read_index
 from Data_preprocessing.photo_files import DataError
 from Losses.Triplet_loss import batch_triplets, hard_triplet_loss
-from Models.checkpoint import build_network, init_from, load_checkpoint
+from Models.checkpoint import build_network, init_from, load_checkpoint, save_checkpoint
 from Models.optimizer import WARMUP, make_optimizer, rate_share, set_learning_rate
 from Models.training_step import Objective, batch_loss, find_hard, half_precision, judge
 from validate_on_LFW import PROTOCOLS
@@ -174,6 +177,29 @@ def test_a_run_starts_from_a_checkpoint_with_another_embedding(drawn_options, tm
     network = build_network({**config, "model": 34})
     with pytest.raises(DataError, match="another trunk"):
         init_from(network, first)
+
+
+def test_who_was_trained_on_before_is_tested_on_never(drawn_options, tmp_path, capsys, monkeypatch):
+    """The people of the checkpoint begun with are left out of the test, kept, and known when the run goes on."""
+    monkeypatch.setattr(validate_on_LFW, "MIN_PAIRS", 50)
+    first = train(drawn_options, tmp_path, "--epochs", "1", "--run_name", "first")["checkpoints"] / "last.pt"
+    checkpoint = load_checkpoint(first)
+    own, tested = checkpoint["train_people"], pairs_people(drawn_options)[0]
+    save_checkpoint(first, {**checkpoint, "train_people": [own[0], tested]})
+    assert "person trained on" not in capsys.readouterr().out
+    begin = ("--run_name", "second", "--init_from", str(first), "--learning_rate_schedule", "[(0, 1e-3)]")
+    last = train(drawn_options, tmp_path, "--epochs", "1", *begin)["checkpoints"] / "last.pt"
+    assert "person trained on" in capsys.readouterr().out
+    first.unlink()
+    train_maskV9.main(["--resume", str(last), "--epochs", "2", "--output_path", str(tmp_path), "--device", "cpu"])
+    assert "person trained on" in capsys.readouterr().out
+    assert load_checkpoint(last)["train_people"] == [*own, tested]
+
+
+def pairs_people(options):
+    """The people of the options' test pairs."""
+    lines = Path(options[options.index("--LFW_pairs") + 1]).read_text().splitlines()[1:]
+    return sorted({line.split("\t")[0] for line in lines})
 
 
 def test_another_test_set_is_validated_each_epoch_beside_lfw(drawn_options, tmp_path):
