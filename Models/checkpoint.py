@@ -160,7 +160,8 @@ def build_network(config: dict) -> torch.nn.Module:
         cbam=config["cbam"],
         pretrained=config["pretrained"],
     )
-    if config["teacher"] != "none" and config["embedding_dim"] != TEACHER_DIM:
+    taught = config["teacher"] != "none" and config.get("teacher_weight", 1)
+    if taught and config["embedding_dim"] != TEACHER_DIM:
         network.projection = UnitLinear(config["embedding_dim"], TEACHER_DIM, bias=False)
     return network
 

@@ -9,8 +9,9 @@ import torch
 
 from Data_preprocessing.photo_files import DataError
 
-# what torch says where an allocation failed: the CPU's allocator on Windows, on Linux; cuBLAS and cuDNN; the driver
-SIGNS = ("not enough memory", "can't allocate memory", "ALLOC_FAILED", "out of memory")
+# what torch says where an allocation failed: the CPU's allocator on Windows, on Linux; cuBLAS and cuDNN; the driver;
+# and where each of cuDNN's ways to convolve has failed for want of memory, which is not told apart
+SIGNS = ("not enough memory", "can't allocate memory", "ALLOC_FAILED", "out of memory", "unable to find an engine")
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -13,7 +13,8 @@ def make_optimizer(name: str, parameters) -> torch.optim.Optimizer:
     fused = fused_option(name, parameters[0].device)
     makers = {
         "adagrad": lambda: torch.optim.Adagrad(parameters, lr=0.1, lr_decay=1e-4, **fused),
-        "sgd": lambda: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, **fused),
+        # not fused: where a GradScaler skips the first step, that kernel leaves the momentum as uninitialised memory
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
         "rmsprop": lambda: torch.optim.RMSprop(parameters, lr=0.1),
         "adam": lambda: torch.optim.Adam(parameters, lr=0.1, **fused),
         "adamw": lambda: torch.optim.AdamW(parameters, lr=0.1, **fused),

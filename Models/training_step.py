@@ -53,13 +53,13 @@ class Hard(NamedTuple):
 def half_precision(device: torch.device, precision: str = "auto") -> torch.dtype | None:
     """What the network computes in; None: float32.
 
-    'auto': bfloat16 on CUDA from compute capability 8.0, float16 before, float32 on the CPU.
+    'auto': half precision on CUDA, float32 on the CPU; 'bfloat16': half precision everywhere. That is float16 on cards
+    before compute capability 8.0: cuDNN has no bfloat16 convolutions for them.
     """
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else None
-    if device.type != "cuda":
+    if precision == "float32" or (precision == "auto" and device.type != "cuda"):
         return None
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float16 if old else torch.bfloat16
 
 
 def make_scaler(device: torch.device, precision: str = "auto") -> torch.amp.GradScaler:

@@ -149,7 +149,8 @@ def validate(scene: Scene) -> list[Contest]:
             first_code,
             # of one side's faces: as many pairs need both
             lambda: rate(num / 2, lambda: forward_only(model, faces, device)),
-            f"three protocols, {num} pairs of {len(faces)} cached faces, ResNet-18 at {side} px, {precision(device)}; "
+            f"three protocols, {num} pairs of {len(faces)} cached faces, ResNet-18 at {side} px, float32, "
+            f"{tf32_state(device)}; "
             f"baseline, estimated from {some} pairs, one protocol's threshold loop and {len(sample)} photos: dlib on "
             "both photos of each pair, both faces embedded, 4,000 thresholds tried, for each protocol; "
             "limit: the forward passes alone",

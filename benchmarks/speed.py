@@ -64,6 +64,8 @@ def measure(contest: Contest, rounds: int, device: torch.device) -> dict:
 def run_stage(name: str, device_name: str, rounds: int, size: float, photos: Path | None) -> list[dict]:
     """The rows of one stage."""
     device = torch.device(device_name)
+    if device.type == "cuda":  # the one that is waited for, and whose memory is measured
+        torch.cuda.set_device(device.index or 0)
     with tempfile.TemporaryDirectory() as folder:
         scene = make_scene(Path(folder), device, size, photos)
         return [measure(contest, rounds, device) for contest in STAGES[name](scene)]

@@ -113,10 +113,14 @@ def test_a_batch_of_strangers_has_no_triplets_but_a_teacher():
     assert loss > 0 and model.matrix.grad.abs().max() > 0
 
 
-def test_precision_can_be_chosen_on_the_cpu():
+def test_precision_is_what_the_device_can(monkeypatch):
     cpu = torch.device("cpu")
     assert half_precision(cpu) is None and half_precision(cpu, "float32") is None
     assert half_precision(cpu, "bfloat16") == torch.bfloat16
+    gpu = torch.device("cuda")
+    for capability, half in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert [half_precision(gpu, name) for name in ("auto", "bfloat16", "float32")] == [half, half, None]
 
 
 def test_the_cosine_rises_then_falls_to_nothing():
