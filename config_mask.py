@@ -33,7 +33,7 @@ config = {
     "LFW_data_path": "Datasets/lfw_funneled",  # test photos
     "LFW_pairs": "Datasets/LFW_pairs.txt",  # test pairs
     "NOTLFW_data_path": None,  # another test set of the same form
-    "NOTLFW_pairs": None,
+    "NOTLFW_pairs": None,  # its pairs
     "select_pairs": None,  # pairs (of LFW_data_path) on which best.pt is chosen; None: LFW masked, as in the recipe
     "cache_path": "Datasets/cache",  # aligned test faces, made once
     "output_path": ".",  # logs/, Model_training_checkpoints/ and ROC_images/ are written here
@@ -43,7 +43,7 @@ config = {
     "masks": "stored",  # stored: the faces of train_data_path; new: drawn anew on notmask_data_path's each time
     "unmasked_share": 0.0,  # of the images, shown without a mask
     "flip": False,  # mirror half of the images
-    "jitter": 0.0,  # of the alignment; 1: as much as a mask moves it (3.5 degrees, 10 % of the size, 4 % of the width)
+    "jitter": 0.0,  # of the alignment; 1: as much as a mask moves it (3.5 degrees, 10 % in size, 4.5 % of the width)
     "photo_jitter": 0.0,  # of brightness, contrast, colour, sharpness; 1: plainly visible
     "mix": 0.0,  # share of the faces blended with another person's, before the mask: new people, whom only a teacher
     # ^ can tell anything of; needs masks = new, a teacher, and triplet_weight = 0
@@ -70,9 +70,9 @@ config = {
     "learning_rate_schedule": [(0, 0.125), (19, 0.0625), (60, 0.0155), (90, 0.003), (120, 0.0001), (160, 0.00006)],
     # ^ (first epoch, counted from 0; learning rate)
     "rate_decay": "none",  # cosine: the schedule's rate falls to 0 over the run, after a rise over its first 2 %
-    "epochs": 190,
+    "epochs": 190,  # of num_train_triplets each
     "patience": None,  # stop after so many epochs without a better selection AUC
-    "train_batch_size": 20,  # triplets (three images each) of a process, so of a GPU; 20 fit into 11 GB at 256 px.
+    "train_batch_size": 20,  # triplets (three images each) of a process, so of a GPU; 20 take 2 to 4 GB at 256 px.
     # ^ torchrun with K processes makes steps on K times as many; the recipe's steps are those on 20 in all
     "test_batch_size": 64,  # images
     "num_train_triplets": 100000,  # an epoch
@@ -84,16 +84,16 @@ config = {
     "triplets": "fixed",  # random: fixed: one random table for all epochs (the recipe); new: one table per epoch
     "packed": False,  # look at triplets without gradient first and train on full batches of hard ones: fewer steps
     "precision": "auto",  # auto: half precision on CUDA, float32 on the CPU; float32, bfloat16: everywhere
-    "compile": False,  # torch.compile: minutes at the start for faster steps; needs a C++ compiler
+    "compile": False,  # torch.compile: half a minute or more at the start for faster steps; needs a C++ compiler
     "activation_checkpointing": False,  # compute each block twice instead of keeping its activations: less memory
     "num_workers": 6,  # processes that load images, for each training process
-    "seed": 0,
+    "seed": 0,  # of triplets, masks, first weights
     "save_every": 1,  # epochs between two epoch_NNN.pt
     "save_every_minutes": 15.0,  # between two writings of last.pt within an epoch; 0: only after epochs
 }
 
 # Named changes to the recipe: python train_maskV9.py --recipe NAME. The first is what we would train with today, the
-# others are the rows of benchmarks/accuracy.py.
+# others are for comparison: most are rows of benchmarks/accuracy.csv.
 BEST = {
     "masks": "new",
     "mask_kinds": ["flat", "surgical", "cloth", "printed", "black", "respirator"],
@@ -127,6 +127,7 @@ RECIPES = {
     "mix": {"unmasked_share": 0.5},
     "mined": {"mining": "mined"},
     "batch": {"mining": "batch"},
+    # the teacher alone: flat masks, nothing moved or relit; and a triplet loss beside it
     "teacher": {**BEST, "mask_kinds": ["flat"], "jitter": 0.0, "photo_jitter": 0.0},
     "teacher_triplets": {**BEST, "triplet_weight": 1.0, "batch_photos": 4},
 }
@@ -194,12 +195,8 @@ class ScriptParser(argparse.ArgumentParser):
     """Reads a script's options. A wrong one is answered in a sentence naming the nearest, not with a page of usage."""
 
     def __init__(self, description: str, usage: str = "%(prog)s [options]"):
-        super().__init__(
-            usage=usage,
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        as_written = argparse.RawDescriptionHelpFormatter
+        super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=as_written)
 
     def error(self, message: str) -> NoReturn:
         """End the script with exit code 2."""
@@ -216,7 +213,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the options ``--config NAME`` and ``--KEY VALUE`` for every key of the config."""
     group = parser.add_argument_group("settings", "any key of config_mask.py; the values shown are its defaults")
     group.add_argument(
-        "--config", default="config_mask", metavar="NAME", help="config_mask (default) or config_notmask"
+        "--config", default="config_mask", metavar="NAME", help="config_mask or config_notmask (default %(default)s)"
     )
     group.add_argument("--recipe", metavar="NAME", help=f"a named set of values: {', '.join(RECIPES)}")
     for key, default in config.items():

@@ -309,8 +309,8 @@ def main(argv=None) -> dict:
     )
 
     start = time.perf_counter()
-    # size and seed of the training run: its test faces may be aligned and masked already
-    same = {key: trained_with[key] for key in ("image_size", "seed")}
+    # unless asked otherwise, size and seed of the training run: its test faces may be aligned and masked already
+    same = {key: trained_with[key] for key in ("image_size", "seed") if getattr(args, key) is None}
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     if args.as_is:
         settings["test_masks"] = "as_is"
