@@ -309,8 +309,9 @@ def main(argv=None) -> dict:
     )
 
     start = time.perf_counter()
-    # unless asked otherwise, size and seed of the training run: its test faces may be aligned and masked already
-    same = {key: trained_with[key] for key in ("image_size", "seed") if getattr(args, key) is None}
+    # size and, unless another is asked for, seed of the training run: its test faces may be aligned and masked already
+    seed = trained_with["seed"] if args.seed is None else config["seed"]
+    same = {"image_size": trained_with["image_size"], "seed": seed}
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     if args.as_is:
         settings["test_masks"] = "as_is"

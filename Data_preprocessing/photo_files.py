@@ -221,6 +221,9 @@ def _force_to_disk(path: Path) -> None:
     file = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)  # Windows flushes only what may be written
     try:
         os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # some network disks cannot be asked to
+            raise
     finally:
         os.close(file)
 

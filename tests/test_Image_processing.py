@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config_mask import config_from_args
 from Data_preprocessing import align_photos as step
 from Data_preprocessing.align_photos import Settings, face_names, process_photos
 from Data_preprocessing.face_alignment import AlignedFace, FaceAligner
-from Data_preprocessing.Image_processing import main
+from Data_preprocessing.Image_processing import chosen_folders, main, parse_args
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.manifest import ManifestRow, output_folders, parse_row, read_manifest, row_text
 from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
@@ -392,6 +393,13 @@ def test_a_torn_journal_is_cut_to_its_whole_rows(tmp_path, no_dlib):
         assert run(data, out) == (13, 1, 1)
         assert tree(out) == tree(tmp_path / "whole")
         assert len(no_dlib) == 14 - sum(b",ok," in row or b",no_face," in row for row in rows[:size].split(b"\n")[:-1])
+
+
+def test_the_config_says_where_everything_is(tmp_path):
+    keys = ("raw_data_path", "train_data_path", "notmask_data_path", "mask_data_path", "manifest_path")
+    args = parse_args([part for key in keys for part in (f"--{key}", str(tmp_path / key))])
+    data_path, outputs = chosen_folders(args, config_from_args(args))
+    assert [data_path, *outputs] == [tmp_path / key for key in keys]
 
 
 def test_a_damaged_manifest_is_refused(tmp_path, no_dlib):

@@ -1,6 +1,7 @@
 """Alignment against dlib itself, on drawn faces (and on real ones where they are)."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import cv2
@@ -104,6 +105,12 @@ def test_damaged_models_are_refused(tmp_path):
     cut.write_bytes(b"short")
     with pytest.raises(DataError, match=r"cut\.dat is not a whole face detector"):
         load_cnn(cut)
+
+
+def test_no_dlib_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    with pytest.raises(DataError, match="pip install dlib-bin"):
+        FaceAligner("none.dat", SIZE)
 
 
 # --- alignment --------------------------------------------------------------------------------------------------------

@@ -148,6 +148,14 @@ def test_validate_rebuilds_the_network_from_the_checkpoint_alone(two_epochs, dra
     assert list((output / "ROC_images").rglob("best_test.png"))
 
 
+def test_validate_draws_the_masks_of_another_seed_when_asked(two_epochs, drawn, tmp_path):
+    output, _ = two_epochs
+    command = ["--output_path", str(output), "--data_path", str(drawn / "test"), "--cache_path", str(tmp_path),
+               "--pairs_path", str(drawn / "test_pairs.txt"), "--num_workers", "0", "--device", "cpu"]  # fmt: skip
+    own, other = (validate_on_LFW.main([*command, *more])["protocols"] for more in ((), ("--seed", "5")))
+    assert own["unmasked"] == other["unmasked"] and own["masked"]["auc"] != other["masked"]["auc"]
+
+
 def test_people_trained_on_are_left_out_of_the_score(two_epochs, drawn):
     output, _ = two_epochs
     # pairs of the training people: nothing may be left to score
