@@ -11,7 +11,6 @@ python benchmarks/accuracy.py --compare A B                                     
 import argparse
 import csv
 import io
-import itertools
 import sys
 from pathlib import Path
 
@@ -193,19 +192,22 @@ def spread(values: list[float]) -> str:
 
 
 def comparison(csv_path: Path, first: str, second: str) -> str:
-    """AUC of row ``first`` less that of ``second`` ('recipe_images_seed'), with a paired bootstrap over people."""
-    lines = []
-    for suite, protocol in itertools.product(SUITES, PROTOCOLS):
-        stored = []
-        for name in (first, second):
-            path = distances_folder(csv_path) / f"{name}_{suite}.npz"
-            if not path.is_file():
-                raise DataError(f"There are no distances {path}; rows are named recipe_images_seed.")
-            stored.append(np.load(path))
-        difference, low, high = bootstrap(
-            stored[0]["people"], stored[0]["is_same"], stored[0][protocol], stored[1][protocol]
+    """AUC of row ``first`` less that of ``second`` ('recipe_images_seed') on the test masks that both were scored on,
+    with a paired bootstrap over people."""
+    names, lines = (first, second), []
+    for suite in ALL_SUITES:
+        paths = [distances_folder(csv_path) / f"{name}_{suite}.npz" for name in names]
+        if not all(path.is_file() for path in paths):
+            continue
+        one, other = (np.load(path) for path in paths)
+        for protocol in PROTOCOLS:
+            difference, low, high = bootstrap(one["people"], one["is_same"], one[protocol], other[protocol])
+            lines.append(f"{suite:<10} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
+    if not lines:
+        raise DataError(
+            f"{distances_folder(csv_path)} has no distances of {first} and {second} on the same test masks; rows are "
+            "named recipe_images_seed."
         )
-        lines.append(f"{suite:<10} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
     return "\n".join(lines)
 
 

@@ -87,6 +87,8 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
     assert [row["masked"] for row in again] == [row["masked"] for row in rows] and len(again) == 3  # in their place
     accuracy.main([*options, "--compare", "mix_36_0", "mix_36_0"])
     assert capsys.readouterr().out.count("+0.0000  (95 % interval +0.0000 to +0.0000)") == 9
+    with pytest.raises(DataError, match="no distances of mix_36_0 and mix_36_7"):
+        accuracy.main([*options, "--compare", "mix_36_0", "mix_36_7"])
 
 
 def test_an_attention_trained_without_targets_is_compared_with_them(prepared, faces, tmp_path, monkeypatch):
