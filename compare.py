@@ -2,8 +2,8 @@
 
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
 Exit code: 0 the same person, 10 different people, 20 no answer (no face, no photo, or a checkpoint without thresholds,
-which Models/calibration.py adds), 2 wrong arguments. Without --checkpoint: the newest best.pt if it has thresholds, or
-else the shipped network.
+which Evaluation/calibration.py adds), 2 wrong arguments. Without --checkpoint: the newest best.pt if it has thresholds,
+or else the shipped network.
 """
 
 import argparse
@@ -19,14 +19,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
 from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.face_alignment import AlignedFace
-from Data_preprocessing.photo_files import DataError, photos_of, read_photo, split_files, write_whole
-from Models.calibration import judge, protocol_of
-from Models.checkpoint import SHIPPED, choose_device, find_checkpoint, load_checkpoint, network_from_checkpoint
-from Models.mask_head import faces_as_seen, mask_probability, read_faces
-from Models.pictures import ShownFace, plot_comparison, shortened
+from Data_preprocessing.photo_files import photos_of, read_photo, split_files
+from Evaluation.calibration import decide, protocol_of
+from Evaluation.embed import faces_as_seen, read_faces
+from Evaluation.pictures import ShownFace, plot_comparison, shortened
+from Models.checkpoint import SHIPPED, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Models.mask_head import mask_probability
+from Script_tools.files import DataError, write_whole
+from Script_tools.script import ScriptParser, choose_device, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 EXIT_CODES = {"same": 0, "different": 10, None: 20}
 DETECTORS = {
@@ -93,7 +96,7 @@ class Comparer:
         self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
         self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
         for protocol in SIDES if self.thresholds else ():
-            judge(0.0, self.thresholds[protocol], far)
+            decide(0.0, self.thresholds[protocol], far)
 
     def read(self, path: str | Path) -> Face:
         """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face."""
@@ -119,7 +122,7 @@ class Comparer:
         if not self.thresholds or not self.head:
             return report
         protocol = protocol_of(first.seems_masked, second.seems_masked)
-        verdict = judge(report["distance"], self.thresholds[protocol], self.far)
+        verdict = decide(report["distance"], self.thresholds[protocol], self.far)
         return report | {
             "verdict": "same" if verdict.same else "different",
             "strangers_that_would_pass": verdict.far,
@@ -232,7 +235,7 @@ def describe(report: dict) -> str:
         lines += [describe_face(report["second"]), f"distance {report['distance']:.3f}", in_words(report)]
     if deciding["verdict"] is None:
         return "\n".join([*lines, "The checkpoint has no thresholds, so a distance has no meaning yet: add them with "
-                          "python Models/calibration.py"])  # fmt: skip
+                          "python Evaluation/calibration.py"])  # fmt: skip
     lines.append(
         f"({SIDES[deciding['protocol']]}: same up to {deciding['threshold']:.3f}, where 1 in "
         f"{round(1 / deciding['threshold_far']):,} strangers passes, and {deciding['threshold_tar']:.0%} of the pairs "
@@ -250,7 +253,7 @@ def checkpoint_with_thresholds(output_path: str) -> Path:
     if newest == SHIPPED or not SHIPPED.is_file() or "thresholds" in load_checkpoint(newest):
         return newest
     print(
-        f"note: {newest} has no thresholds (Models/calibration.py adds them): taking the shipped network",
+        f"note: {newest} has no thresholds (Evaluation/calibration.py adds them): taking the shipped network",
         file=sys.stderr,
     )
     return SHIPPED

@@ -4,11 +4,10 @@ python train_maskV9.py            with the settings of config_mask.py (--config 
 python train_maskV9.py --recipe best   a better recipe for masked faces, for small sets too (RECIPES of config_mask.py)
 python train_maskV9.py --demo     on drawn faces, from nothing, in minutes on a laptop
 python train_maskV9.py --resume   go on with the newest run
-torchrun --nproc_per_node=4 train_maskV9.py       on four GPUs (see Models/distributed.py)
+torchrun --nproc_per_node=4 train_maskV9.py       on four GPUs (see Training/distributed.py)
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,69 +19,38 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from config_mask import DEMO, DEMO_FACES, ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_loader.Data_loader_facenet_mask import (
-    FaceLoader,
-    LFWestMask_dataloader,
-    NOTLFWestMask_dataloader,
-    TestSet,
-    V9_train_dataloader,
-    test_dataloader,
-)
-from Data_preprocessing.photo_files import DataError
-from Losses.epoch_figures import Tally
-from Models.CBAM_Face_attention_Resnet import frozen_statistics
-from Models.checkpoint import (
-    RESUMED,
-    check_can_continue,
-    load_checkpoint,
-    newest_checkpoint,
-    people_seen,
-    require,
-    restore,
-    training_state,
-)
-from Models.distributed import (
-    all_sum,
-    average_running_statistics,
-    from_main,
-    is_main,
-    main_first,
-    parallel,
-    process_group,
-    rank,
-    world_size,
-)
-from Models.interruption import Interruption, Position, position_of, saved_position
-from Models.memory import memory_advice, peak_memory_mb, reset_peak_memory
-from Models.optimizer import decayed_rate, make_optimizer
-from Models.training_run import SilentRun, TrainingRun, open_run
-from Models.training_setup import check_batch_size, make_objective, mine, prepare_network, set_rate
-from Models.training_step import (
-    Hard,
-    Judged,
-    Objective,
-    batch_loss,
-    find_hard,
-    judge,
-    make_scaler,
-    on_device,
-    pack_hard_triplets,
-)
-from validate_on_LFW import check_enough, evaluate_pairs
+from config_mask import DEMO
+from Evaluation.scores import evaluate_pairs
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
+from Training import distributed
+from Training.distributed import is_main, process_group
+from Training.epoch_figures import Tally
+from Training.interruption import Interruption, Position, position_of, saved_position
+from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
+from Training.optimizer import decayed_rate
+from Training.run import SilentRun, TrainingRun, open_run
+from Training.setup import Learner, RunData, make_data, make_learner, make_objective, mine, set_rate
+from Training.state import restore, resumed, training_state
+from Training.step import Objective, batch_loss, find_hard, judge, on_device, pack_hard_triplets, screen
 
 
 def main(argv=None) -> dict | None:
     args = parse_args(argv)
-    config, checkpoint = settings(args)
+    if args.resume is None:
+        config, checkpoint = config_from_args(args, DEMO if args.demo else None), None
+    else:
+        config, checkpoint = resumed(args)
     with process_group(args.device) as device, memory_advice(config):
         if args.demo and is_main():
+            from Data_preprocessing.demo_data import prepare_demo  # only the demo needs dlib
+
             prepare_demo(config)
-        with main_first():
-            train_loader, test_sets, people = make_loaders(config, checkpoint)
-            objective = make_objective(config, train_loader, device)
+        with distributed.main_first():
+            data = make_data(config, checkpoint)
+            objective = make_objective(config, data.train_loader, device)
         with open_run(config, args.run_name, checkpoint) as run:
-            return train(args, config, checkpoint, device, train_loader, test_sets, people, objective, run)
+            return train(args, config, checkpoint, device, data, objective, run)
 
 
 def train(
@@ -90,30 +58,24 @@ def train(
     config: dict,
     checkpoint: dict | None,
     device: torch.device,
-    train_loader: FaceLoader,
-    test_sets: dict[str, TestSet],
-    people: list[str],
+    data: RunData,
     objective: Objective,
     run: TrainingRun | SilentRun,
 ) -> dict | None:
     """The run: train an epoch, validate, record, save. Returns what ``TrainingRun.finish`` gives (process 0 only)."""
-    torch.manual_seed(config["seed"])
-    network = prepare_network(config, device, restored=checkpoint is not None)
-    optimizer = make_optimizer(config["optimizer"], network.parameters())
-    scaler = make_scaler(device, config["precision"])
-    sampler = train_loader.batch_sampler
+    loader, sampler = data.train_loader, data.train_loader.batch_sampler
+    learner = make_learner(config, loader, objective, device, restored=checkpoint is not None)
     progress, position = {"epoch": 0, "best_auc": -1.0, "best_epoch": 0}, Position()
-    run.describe(device, train_loader, test_sets, network)
+    run.describe(device, loader, data.test_sets, learner.network)
     if checkpoint:
-        progress = restore(checkpoint, network, optimizer, scaler)
+        progress = restore(checkpoint, learner.network, learner.optimizer, learner.scaler)
         position, where = position_of(checkpoint, config, sampler.names)
         run.log(where)
-    mean_target = train_loader.dataset.mean_target() if config["attention"] == "supervised" else None
-    model = parallel(network)
 
     def save(position: Position | None = None, improved: bool = False) -> None:
         within = None if position is None else saved_position(position, config)
-        run.save(training_state(network, optimizer, config, progress, people, scaler, within), improved)
+        parts = learner.network, learner.optimizer, config, progress, data.people, learner.scaler, within
+        run.save(training_state(*parts), improved)
 
     stopped = partial(run.stopped, device=args.device)
     interruption = Interruption(save, stopped, config["save_every_minutes"], device, config["packed"])
@@ -121,25 +83,19 @@ def train(
         while progress["epoch"] < config["epochs"] and not out_of_patience(config, progress):
             epoch = progress["epoch"]
             if config["mining"] == "mined" and position.table is None:
-                position = position._replace(table=mine(network, train_loader, config, epoch, device))
+                position = position._replace(table=mine(learner, loader, config, epoch))
             sampler.set_epoch(epoch, position.batch, position.table)
             figures = train_one_epoch(
-                model,
-                train_loader,
-                optimizer,
-                device,
-                objective,
-                set_rate=partial(set_rate, optimizer, config, epoch, position.batch + len(train_loader)),
-                mean_target=mean_target,
-                scaler=scaler,
-                pack_to=config["train_batch_size"] if config["packed"] else None,
+                learner,
+                loader,
+                set_rate=partial(set_rate, learner.optimizer, config, epoch, position.batch + len(loader)),
                 position=position,
                 after_step=interruption.after_step,
                 desc=f"epoch {epoch + 1}/{config['epochs']}",
             )
-            scores, evaluations = evaluate(network, test_sets, device)
+            scores, evaluations = evaluate(learner.network, data.test_sets, device)
             # best.pt is chosen on the pairs kept for that, or as in the recipe on masked LFW
-            auc = from_main(scores["select" if "select" in scores else "lfw"]["masked"]["auc"])
+            auc = distributed.from_main(scores["select" if "select" in scores else "lfw"]["masked"]["auc"])
             improved = auc > progress["best_auc"]
             progress["epoch"], position = epoch + 1, Position()
             if improved:
@@ -158,32 +114,20 @@ def out_of_patience(config: dict, progress: dict) -> bool:
 
 
 def train_one_epoch(
-    model,
-    loader,
-    optimizer,
-    device: torch.device,
-    objective: Objective,
+    learner: Learner,
+    loader: Iterable[dict],
     *,
     set_rate: Callable[[int], None] = lambda batch: None,
-    mean_target: torch.Tensor | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-    pack_to: int | None = None,
     position: Position = Position(),  # noqa: B008 - a NamedTuple does not change
     after_step: Callable[[Callable[[], Position]], None] = lambda where: None,
     desc: str = "training",
 ) -> dict:
-    """Train on every batch of ``loader`` once: on hard triplets only, a batch without any makes no step; a teacher, if
-    there is one, teaches every image.
+    """Train on every batch of ``loader`` once.
 
     Args:
         loader: yields {"images": (B, 3, 3, H, W) uint8 RGB of anchor, positive, negative; "targets": (B, 3, 1, H, W)
             uint8 0 or 255, white = face above the mask, only if attention is supervised; "triplet": (B, 3) face rows}.
         set_rate: gives the optimizer the learning rate of a batch by its number, from 0.
-        mean_target: (1, 1, H, W) mean of the targets, 0..1: the map to beat.
-        scaler: of the gradients, where float16 is used; None: a new one.
-        pack_to: look at all triplets without gradient first (batch normalisation with the batch's statistics, as in a
-            step, and without effect on the running ones), and make steps on so many of those found hard, which are
-            judged anew by then. None: a step on each batch.
         position: where in the epoch to begin; ``loader`` gives what comes from there on.
         after_step: called after each step with a function that tells where in the epoch it was.
 
@@ -194,23 +138,13 @@ def train_one_epoch(
     Raises:
         DataError: the loss is not finite; the message lists the batch's files.
     """
-    model.train()
-    scaler = scaler or make_scaler(device)
-    reset_peak_memory(device)
-    tally, start = Tally(objective.embedding_scale, mean_target, device), time.perf_counter() - position.seconds
-    taken, waiting = position.batch, next(on_device([position.waiting or {}], device))
+    learner.model.train()
+    reset_peak_memory(learner.device)
+    tally = Tally(learner.objective.embedding_scale, learner.mean_target, learner.device)
+    taken, start = position.batch, time.perf_counter() - position.seconds
+    waiting = next(on_device([position.waiting or {}], learner.device))
     if position.totals is not None and is_main():
         tally.go_on_from(position.totals)
-
-    def look(batch: dict) -> tuple[Judged, Hard]:
-        judged = judge(model, batch, objective)
-        return judged, find_hard(judged, batch, loader.dataset)
-
-    def screen(batch: dict) -> torch.Tensor:
-        with torch.no_grad(), frozen_statistics(model):
-            judged, hard = look(batch)
-        tally.add_triplets(judged, hard, batch.get("targets"), screened=True)
-        return hard.rows
 
     def paced(batches: Iterable[dict]) -> Iterator[dict]:
         nonlocal taken
@@ -219,108 +153,51 @@ def train_one_epoch(
             taken += 1
             yield batch
 
+    def hard_rows(batch: dict) -> torch.Tensor:
+        judged, hard = screen(learner.model, batch, learner.objective, loader.dataset)
+        tally.add_triplets(judged, hard, batch.get("targets"), screened=True)
+        return hard.rows
+
     def where() -> Position:
-        return position._replace(
-            batch=taken, seconds=time.perf_counter() - start, totals=tally.totals(), waiting=waiting
-        )
+        seconds = time.perf_counter() - start
+        return position._replace(batch=taken, seconds=seconds, totals=tally.totals(), waiting=waiting)
 
     shown = {"desc": desc, "initial": position.batch, "total": position.batch + len(loader), "disable": not is_main()}
-    bar = tqdm(loader, **shown, unit="batch", leave=False, dynamic_ncols=True)
-    batches = on_device(paced(bar), device)
-    for batch in pack_hard_triplets(batches, screen, pack_to, waiting) if pack_to else batches:
-        judged, hard = look(batch)
-        loss, attention = batch_loss(judged, hard, objective)
-        if hard.total or (objective.teacher and hard.total_images):
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        if not pack_to:
-            tally.add_triplets(judged, hard, batch.get("targets"))
-        tally.add_losses(judged, hard, attention)
+    batches = on_device(paced(tqdm(loader, **shown, unit="batch", leave=False, dynamic_ncols=True)), learner.device)
+    if learner.pack_to:
+        batches = pack_hard_triplets(batches, hard_rows, learner.pack_to, waiting)
+    for batch in batches:
+        train_on_batch(learner, batch, loader.dataset, tally)
         after_step(where)
-    average_running_statistics(model)
-    return tally.figures(time.perf_counter() - start, all_sum(tally.totals())) | {
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "decayed_rate": decayed_rate(optimizer),
-        "peak_memory_mb": peak_memory_mb(device),
+    distributed.average_running_statistics(learner.model)
+    return tally.figures(time.perf_counter() - start, distributed.all_sum(tally.totals())) | {
+        "learning_rate": learner.optimizer.param_groups[0]["lr"],
+        "decayed_rate": decayed_rate(learner.optimizer),
+        "peak_memory_mb": peak_memory_mb(learner.device),
     }
+
+
+def train_on_batch(learner: Learner, batch: dict, dataset, tally: Tally) -> None:
+    """A step on the hard triplets of a batch: none without any, unless there is a teacher, who teaches every image."""
+    objective, optimizer, scaler = learner.objective, learner.optimizer, learner.scaler
+    judged = judge(learner.model, batch, objective)
+    hard = find_hard(judged, batch, dataset)
+    loss, attention = batch_loss(judged, hard, objective)
+    if hard.total or (objective.teacher and hard.total_images):
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    if not learner.pack_to:
+        tally.add_triplets(judged, hard, batch.get("targets"))
+    tally.add_losses(judged, hard, attention)
 
 
 def evaluate(model, test_sets: dict, device: torch.device) -> tuple[dict, dict]:
     """Score the network on each test set: {set: {protocol: summary}} and {set: {protocol: Evaluation}}."""
-    results = {name: evaluate_pairs(model, test_set, device) for name, test_set in test_sets.items()}
+    gather = distributed.gather_rows
+    results = {name: evaluate_pairs(model, test_set, device, gather=gather) for name, test_set in test_sets.items()}
     return {name: r[0] for name, r in results.items()}, {name: r[1] for name, r in results.items()}
-
-
-def settings(args: argparse.Namespace) -> tuple[dict, dict | None]:
-    """The run's config, and the checkpoint to go on from (None: start afresh)."""
-    if args.resume is None:
-        return config_from_args(args, DEMO if args.demo else None), None
-    path = args.resume or newest_checkpoint(config_from_args(args)["output_path"], "last.pt")
-    if not path:
-        raise DataError(
-            "--resume: there is no last.pt yet. Start with the command of before, its --run_name too (a run that was "
-            "ended before its first checkpoint begins again), or give a path."
-        )
-    checkpoint = load_checkpoint(path)
-    require(checkpoint, path, *RESUMED)
-    config = config_from_args(args, checkpoint["config"])
-    check_can_continue(checkpoint, config, path)
-    folder = Path(path).resolve().parent
-    if args.output_path is None and folder.parent.name == "Model_training_checkpoints":
-        config["output_path"] = str(folder.parents[1])  # where the checkpoint is now, should it have been moved
-    return config, checkpoint
-
-
-def make_loaders(config: dict, checkpoint: dict | None) -> tuple[FaceLoader, dict[str, TestSet], list[str]]:
-    """The loader of the training triplets, the test sets by name, each process gets its part of both; and everyone
-    who is trained on, or was before, and so is in no test set."""
-    part = {"rank": rank(), "world_size": world_size()}
-    check_batch_size(config)
-    train_loader = V9_train_dataloader(config, **part)
-    people = people_seen(train_loader.batch_sampler.names, config, checkpoint)
-    test_sets = {
-        "lfw": LFWestMask_dataloader(config, people, **part),
-        "notlfw": NOTLFWestMask_dataloader(config, people, **part),
-        "select": test_dataloader(config, people, **part),
-    }
-    test_sets = {name: test_set for name, test_set in test_sets.items() if test_set}
-    if "lfw" not in test_sets:
-        raise DataError("LFW_pairs = None: training needs test pairs to choose best.pt by; name a pairs file.")
-    for test_set in test_sets.values():
-        check_enough(test_set.pairs)
-    return train_loader, test_sets, people
-
-
-def prepare_demo(config: dict) -> None:
-    """Draw the sample photos and run the preprocessing scripts on them; what is there already is kept."""
-    # imported here: only the demo needs the preprocessing scripts
-    from Data_preprocessing import Image_processing, Kill_img, Make_csv_file_mask, create_pairs
-    from Data_preprocessing.Make_sample_faces import make_sample_faces
-
-    raw, test, pairs = config["raw_data_path"], config["LFW_data_path"], config["LFW_pairs"]
-    n, seed, workers = DEMO_FACES, config["seed"], os.cpu_count() or 1
-    print("demo 1/4: drawing people to train on, and others to test on")
-    if not Path(f"{raw}_killed").exists():  # once photos were set aside, drawing would bring them back
-        make_sample_faces(raw, n["train_people"], n["train_photos"], seed=seed, workers=workers)
-    make_sample_faces(
-        test,
-        n["test_people"],
-        n["test_photos"],
-        first_person=n["train_people"],
-        seed=seed,
-        workers=workers,
-        small_every=0,
-    )
-    print("demo 2/4: setting small photos aside")
-    Kill_img.main(["--data_path", raw])
-    print("demo 3/4: aligning faces and drawing masks")
-    Image_processing.main(["--data_path", raw, "--image_size", str(config["image_size"]), "--seed", str(seed)])
-    print("demo 4/4: index of the training faces, pairs of the test photos")
-    Make_csv_file_mask.main(["--data_path", config["train_data_path"], "--csv_path", config["train_data_index"]])
-    if not Path(pairs).exists():
-        create_pairs.create_pairs(test, pairs, n["folds"], n["pairs"], seed)
 
 
 def parse_args(argv=None) -> argparse.Namespace:

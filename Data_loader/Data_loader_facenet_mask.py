@@ -5,13 +5,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from Data_loader.augmentation import of_config as augmentation_of
-from Data_loader.batch_sampler import TripletBatchSampler
+from Data_loader.batch_sampler import TripletBatchSampler, epoch_tables
 from Data_loader.face_files import check_files
 from Data_loader.lfw_pairs import TestSet, prepare_pairs
 from Data_loader.triplet_dataset import FaceDataset, FaceLoader, TrainDataset
 from Data_loader.triplets import train_index
 from Data_preprocessing.manifest import read_landmarks
-from Data_preprocessing.photo_files import DataError
+from Script_tools.files import DataError
+from Script_tools.workers import usable_processors
 
 
 def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size: int = 1) -> FaceLoader:
@@ -26,17 +27,16 @@ def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size:
     Raises DataError if the index, faces, targets or landmarks are missing or do not match.
     """
     index = train_index(config)
+    keys = ("num_train_triplets", "seed", "triplets", "mining", "batch_photos")
+    tables = epoch_tables(index, config["train_data_index"], *(config[key] for key in keys))
     sampler = TripletBatchSampler(
         index,
-        config["train_data_index"],
-        num_triplets=config["num_train_triplets"],
-        batch_size=config["train_batch_size"],
-        seed=config["seed"],
-        mode=config["triplets"],
+        tables,
+        config["train_batch_size"],
+        config["seed"],
+        shuffled=config["mining"] != "batch",
         rank=rank,
         world_size=world_size,
-        mining=config["mining"],
-        batch_photos=config["batch_photos"],
     )
     sampler.set_epoch(epoch)
     workers = num_processes(config)
@@ -68,7 +68,7 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
     )
 
 
-def test_dataloader(
+def select_dataloader(
     config: dict, trained_people: Collection[str] = (), rank: int = 0, world_size: int = 1
 ) -> TestSet | None:
     """The pairs on which best.pt is chosen, as LFWestMask_dataloader; None where the config names none."""
@@ -136,8 +136,3 @@ def num_processes(config: dict) -> int:
     more would only wait for each other."""
     training_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
     return max(0, min(config["num_workers"], usable_processors() // training_processes))
-
-
-def usable_processors() -> int:
-    """Processors that this process may use; on a shared server fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

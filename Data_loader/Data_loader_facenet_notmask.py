@@ -2,11 +2,11 @@
 
 from argparse import Namespace
 
-from config_mask import config_from_args
 from Data_loader import Data_loader_facenet_mask as mask
-from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, NOTLFWestMask_dataloader, test_dataloader
+from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, NOTLFWestMask_dataloader, select_dataloader
+from Script_tools.settings import config_from_args
 
-__all__ = ["LFWestMask_dataloader", "NOTLFWestMask_dataloader", "V9_train_dataloader", "test_dataloader"]
+__all__ = ["LFWestMask_dataloader", "NOTLFWestMask_dataloader", "V9_train_dataloader", "select_dataloader"]
 
 
 def V9_train_dataloader(config: dict | None = None, epoch: int = 0) -> mask.FaceLoader:

@@ -1,6 +1,6 @@
 """Which faces each training batch holds: a function of the settings, the seed and the epoch, of nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -20,53 +20,37 @@ class TripletBatchSampler(Sampler):
     get the same number of batches; of a smaller last batch each gets an equal part, which may be empty.
 
     Args:
-        mining: 'random'; 'mined': tables come from ``set_epoch``; 'batch': three faces each that are no triplets: those
-            are sought in the batch by the embeddings.
-        mode: of random triplets, 'fixed' or 'new'.
-        batch_photos: of one person in a batch, with mining 'batch'.
+        table_of: (num_triplets, 3) int64 rows of the index of an epoch (from 0), as many for each epoch; with mining
+            'batch' three faces each that are no triplets: those are sought in the batch by the embeddings.
+        shuffled: the rows come in another order each epoch.
     """
 
     def __init__(
         self,
         index: Index,
-        index_path: str,
-        num_triplets: int,
+        table_of: Callable[[int], np.ndarray],
         batch_size: int,
         seed: int,
-        mode: str,
+        shuffled: bool = True,
         rank: int = 0,
         world_size: int = 1,
-        mining: str = "random",
-        batch_photos: int = 4,
     ):
         self.names, self.classes = index.names, index.classes
         self.batch_size = batch_size * world_size
+        self._table_of, self._seed, self._shuffled = table_of, seed, shuffled
         self._rank, self._world_size = rank, world_size
-        self._seed, self._num_triplets = seed, num_triplets
-        if mining == "batch":
-            self._table_of = partial(grouped_faces, index.classes, num_triplets, batch_photos, seed)
-        else:
-            self._table_of = partial(load_triplets, index_path, index.classes, num_triplets, seed, mode)
-        self._shuffled = mining != "batch"
-        self._table = self._table_of(0) if mode == "fixed" and mining == "random" else None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_batch: int = 0, table: np.ndarray | None = None) -> None:
         """Choose the epoch (counted from 0) that the next iteration gives, from its batch ``start_batch`` on.
 
-        ``table``: (num_triplets, 3) int64 mined triplets of this epoch, instead of random ones.
+        ``table``: (num_triplets, 3) int64 mined triplets of this epoch, instead of ``table_of``'s.
         """
-        if table is None:
-            table = self._table_of(epoch) if self._table is None else self._table
+        table = self._table_of(epoch) if table is None else table
         number = len(table)
         order = stream(self._seed, epoch, ORDER_STREAM).permutation(number) if self._shuffled else np.arange(number)
-        numbered = np.column_stack([table[order], epoch * self._num_triplets + np.arange(number)])
+        numbered = np.column_stack([table[order], epoch * number + np.arange(number)])
         self._triplets = numbered[start_batch * self.batch_size :]
-
-    @property
-    def num_triplets(self) -> int:
-        """Triplets that the next iteration gives, to all processes together."""
-        return len(self._triplets)
 
     def __len__(self) -> int:
         """Batches that the next iteration gives."""
@@ -76,6 +60,18 @@ class TripletBatchSampler(Sampler):
         triplets = self._triplets
         for start in range(0, len(triplets), self.batch_size):
             yield np.array_split(triplets[start : start + self.batch_size], self._world_size)[self._rank].tolist()
+
+
+def epoch_tables(
+    index: Index, index_path: str, num_triplets: int, seed: int, mode: str, mining: str, batch_photos: int
+) -> Callable[[int], np.ndarray]:
+    """The table of triplets, or of faces with mining 'batch', of each epoch; keys of the config of the same names."""
+    if mining == "batch":
+        return partial(grouped_faces, index.classes, num_triplets, batch_photos, seed)
+    if mode == "fixed":
+        table = load_triplets(index_path, index.classes, num_triplets, seed, mode)
+        return lambda epoch: table
+    return partial(load_triplets, index_path, index.classes, num_triplets, seed, mode)
 
 
 def grouped_faces(classes: np.ndarray, num_triplets: int, batch_photos: int, seed: int, epoch: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from Data_preprocessing.photo_files import DataError, decode_photo
+from Data_preprocessing.photo_files import decode_photo
+from Script_tools.files import DataError
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 GIVE_UP = 100  # files that could not be decoded in place: the rest have another size than is wanted, too

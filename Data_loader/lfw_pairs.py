@@ -12,17 +12,19 @@ from typing import NamedTuple
 import numpy as np
 
 from Data_loader.triplet_dataset import FaceLoader
-from Data_preprocessing.Image_processing import OutputFolders, output_folders, process_photos, read_manifest
+from Data_preprocessing.align_photos import process_photos
+from Data_preprocessing.manifest import OutputFolders, output_folders, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
-from Data_preprocessing.photo_files import PHOTO_NUMBER, DataError, numbered_photos, person_folders, photos_of
-from Data_preprocessing.photo_images import NO_MASKED_FACE
-from Data_preprocessing.run_lock import BusyError
-
-Photo = tuple[str, int]  # a person's name and the number of the photo
+from Data_preprocessing.pairs_file import Pairs, Photo, read_pairs
+from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of
+from Data_preprocessing.photo_images import NO_MASKED_FACE, AlignmentSettings
+from Script_tools.files import DataError
+from Script_tools.run_lock import BusyError
+from Script_tools.workers import usable_processors
 
 MISSING, UNREADABLE, NO_FACE, TRAINED_ON = "missing photo", "unreadable photo", "no face found", "person trained on"
 REASONS = {"ok": None, "unreadable": UNREADABLE, "no_face": NO_FACE}  # of a manifest's status
-SUITES = {  # how the masked test faces are made: what process_photos is told
+SUITES = {  # how the masked test faces are made: fields of AlignmentSettings
     "flat": {},  # flat masks drawn on the aligned faces: the recipe's test
     **{kind: {"mask_kinds": (kind,)} for kind in ALL_KINDS if kind != "flat"},  # one other kind, so drawn
     "kinds": {"mask_kinds": ALL_KINDS},  # masks of all kinds drawn on the aligned faces
@@ -31,15 +33,6 @@ SUITES = {  # how the masked test faces are made: what process_photos is told
 }
 UNDRAWN = ("as_is", "found", "wide")  # folders of faces that no mask is drawn on: the masked ones are the same files
 WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at a cache that another run is writing, and until it is refused
-
-
-class Pairs(NamedTuple):
-    """The pairs of a file: (P,) int64 fold from 0, the two photos, (P,) bool whether they show the same person."""
-
-    fold: np.ndarray
-    first: list[Photo]
-    second: list[Photo]
-    is_same: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -91,93 +84,6 @@ class TestSet(NamedTuple):
     masked: FaceLoader
 
 
-def read_pairs(pairs_path: str | Path) -> Pairs:
-    """Read a pairs file in LFW's format: ``name number number`` (same person) or ``name number name number``.
-
-    Fields are separated by tabs (then names may contain spaces) or by spaces. The folds come from the first line:
-        'N M': N folds of M same and M different pairs (LFW View 2)
-        'M':   one fold of M same and M different pairs (LFW View 1), taken in ten parts: thresholds need other folds
-        none:  ten parts in the order of the file, View 2's folds where its first line is missing
-
-    Raises:
-        DataError: no such file, not that format (with the line's number), counts other than the first line says, or
-            a name that would lead out of the data folder.
-    """
-    header, pairs = None, []
-    for number, line in _lines(pairs_path):
-        fields = [field.strip() for field in line.split("\t" if "\t" in line else None)]
-        if header is None and not pairs and len(fields) < 3 and all(PHOTO_NUMBER.fullmatch(field) for field in fields):
-            header = [int(field) for field in fields]
-        else:
-            pairs.append(_parse_pair(fields, f"{pairs_path}, line {number}"))
-    if not pairs:
-        raise DataError(f"{pairs_path} holds no pairs")
-    is_same = np.array([first[0] == second[0] for first, second in pairs])
-    fold = _tenths(is_same) if header is None else _folds(header, is_same, pairs_path)
-    return Pairs(fold, [first for first, _ in pairs], [second for _, second in pairs], is_same)
-
-
-def _lines(pairs_path: str | Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, without blanks at their ends, and their numbers from 1."""
-    try:
-        text = Path(pairs_path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"There is no pairs file {pairs_path}. For LFW it is pairs.txt of the official site (View 2), for other "
-            "photos Data_preprocessing/create_pairs.py makes one; or try the whole recipe on drawn faces first: "
-            "python train_maskV9.py --demo"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the pairs file {pairs_path}: {error}") from error
-    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
-
-
-def _parse_pair(fields: list[str], where: str) -> tuple[Photo, Photo]:
-    if len(fields) == 3:
-        photos = (fields[0], fields[1]), (fields[0], fields[2])
-    elif len(fields) == 4:
-        photos = (fields[0], fields[1]), (fields[2], fields[3])
-    else:
-        raise DataError(f"{where}: {len(fields)} fields; a pair is 'name number number' or 'name number name number'")
-    for name, number in photos:
-        if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or os.path.splitdrive(name)[0]:
-            raise DataError(f"{where}: {name!r} is not the name of a person's folder")
-        if not PHOTO_NUMBER.fullmatch(number):
-            raise DataError(f"{where}: {number!r} is not a photo's number (names with spaces need tabs between fields)")
-    first, second = ((name, int(number)) for name, number in photos)
-    if first == second:
-        raise DataError(f"{where}: photo {first[1]} of {first[0]} is paired with itself")
-    if len(fields) == 4 and first[0] == second[0]:
-        raise DataError(f"{where}: both photos show {first[0]}; a pair of one person is 'name number number'")
-    return first, second
-
-
-def _folds(header: list[int], is_same: np.ndarray, pairs_path: str | Path) -> np.ndarray:
-    """Fold of each pair by the first line of the file. Raises DataError if the pairs are not as it says."""
-    num_folds, half = header if len(header) == 2 else (1, header[0])
-    if len(is_same) != num_folds * 2 * half:
-        raise DataError(
-            f"{pairs_path}: the first line announces {num_folds} x 2 x {half} = {num_folds * 2 * half} pairs, "
-            f"but {len(is_same)} follow; correct or delete the first line"
-        )
-    for fold, same in enumerate(is_same.reshape(num_folds, 2 * half).sum(axis=1), start=1):
-        if same != half:
-            raise DataError(
-                f"{pairs_path}: fold {fold} has {same} same and {2 * half - same} different pairs, "
-                f"but the first line announces {half} of each; correct or delete the first line"
-            )
-    return np.repeat(np.arange(num_folds), 2 * half) if num_folds > 1 else _tenths(is_same)
-
-
-def _tenths(is_same: np.ndarray) -> np.ndarray:
-    """Ten parts in the order of the file, fewer of few pairs; each has a tenth, +-1, of the pairs of either kind."""
-    parts, fold = max(1, min(10, is_same.sum(), (~is_same).sum())), np.empty(len(is_same), np.int64)
-    for kind in (is_same, ~is_same):
-        fold[kind] = np.arange(kind.sum()) * parts // kind.sum()
-    return fold
-
-
 def prepare_pairs(
     pairs_path: str | Path,
     data_path: str | Path,
@@ -212,20 +118,11 @@ def prepare_pairs(
     outputs = cache_folders(data_path, cache_path, image_size, seed, suite)
     photos = find_photos(wanted, lambda person: _photos_on_disk(data_path, person))
     if photos:
-        _when_free(
-            lambda: process_photos(
-                data_path,
-                sorted(photos.values()),
-                outputs,
-                image_size=image_size,
-                seed=seed,
-                predictor_path=predictor_path,
-                workers=workers or os.cpu_count() or 1,
-                check_content=True,
-                desc=f"test faces of {Path(data_path).name}",
-                **SUITES[suite],
-            )
+        settings = AlignmentSettings(
+            Path(data_path), outputs, image_size, seed, predictor_path, check_content=True, **SUITES[suite]
         )
+        desc = f"test faces of {Path(data_path).name}"
+        _when_free(lambda: process_photos(settings, photos.values(), workers or usable_processors(), desc))
         manifest = read_manifest(outputs.manifest)
     else:
         manifest = read_manifest(outputs.manifest) if outputs.manifest.is_file() else {}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from Data_loader.triplets import check_enough
-from Data_preprocessing.photo_files import DataError
+from Script_tools.files import DataError
 
 NOBODY = torch.iinfo(torch.int64).max  # the key of a face that is no candidate: after every real key
 POSITION = (1 << 32) - 1  # a key's low 32 bits

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from Data_loader.augmentation import UNMASKED_JITTER, Augmentation, new_mask, random_numbers, relight, similarity
-from Data_loader.batch_memory import empty
 from Data_loader.face_files import read_face
-from Data_loader.triplet_dataset import FaceSet
+from Data_loader.triplet_dataset import FaceSet, empty
 from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import ALL_KINDS
 

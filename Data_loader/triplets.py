@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, read_names, replacing
+from Script_tools.files import DataError, read_names, replacing
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 VERSION = 1  # of random_triplets: another number makes every stored table anew
 # independent random numbers for drawing an epoch's triplets, shuffling them, and mining

@@ -22,10 +22,12 @@ from sklearn.datasets import fetch_lfw_people, get_data_home
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_loader.lfw_pairs import read_pairs
-from Data_preprocessing.photo_files import DISK_FULL, DataError, file_errors, iter_photos, person_folders, write_whole
-from Data_preprocessing.run_lock import locked
+from Data_preprocessing.pairs_file import read_pairs
+from Data_preprocessing.photo_files import iter_photos, person_folders
+from Script_tools.files import DISK_FULL, DataError, file_errors, write_whole
+from Script_tools.run_lock import locked
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 PEOPLE, PHOTOS, PAIRS = 5749, 13233, 6000  # of LFW; of its View 2
 MOST_PHOTOS = 530  # of one person, George W Bush

@@ -14,23 +14,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.align_photos import Settings, Summary, process_photos, run
+from Data_preprocessing.align_photos import Summary, process_photos
 from Data_preprocessing.manifest import (
-    ManifestRow,
     OutputFolders,
     output_folders,
-    read_manifest,
     remove_leftovers,
     scan_rows,
     shard_files,
     write_manifest,
 )  # fmt: skip
-from Data_preprocessing.photo_files import DataError, file_errors, iter_photos, person_folders, photos_of, read_names
-from Data_preprocessing.run_lock import BusyError, locked
-
-# what other modules take from here
-__all__ = ["ManifestRow", "OutputFolders", "main", "output_folders", "process_photos", "read_manifest"]
+from Data_preprocessing.photo_files import iter_photos, person_folders, photos_of
+from Data_preprocessing.photo_images import AlignmentSettings
+from Script_tools.files import DataError, file_errors, read_names
+from Script_tools.run_lock import BusyError, locked
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -41,7 +39,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def run_shard(settings: Settings, photos: Iterable[str], workers: int, total: int, shard: tuple[int, int]) -> Summary:
+def run_shard(
+    settings: AlignmentSettings, photos: Iterable[str], workers: int, total: int, shard: tuple[int, int]
+) -> Summary:
     """Process every n-th photo, from the i-th, into a manifest part of its own; the last shard joins the parts."""
     i, n = shard
     outputs = settings.outputs
@@ -49,7 +49,7 @@ def run_shard(settings: Settings, photos: Iterable[str], workers: int, total: in
     part = parts[i - 1]
     mine = settings._replace(outputs=outputs._replace(manifest=part))
     share = itertools.islice(photos, i - 1, None, n)
-    summary = run(mine, share, workers, total=len(range(i - 1, total, n)), whole=outputs.manifest)
+    summary = process_photos(mine, share, workers, total=len(range(i - 1, total, n)), whole=outputs.manifest)
     if not part.exists() and (shard_files(outputs.manifest) or not outputs.manifest.exists()):
         write_manifest([], part)  # nothing to do here, but the others wait for it
     missing = [path.name for path in parts if not path.exists()]
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> Counter:
     total = sum(len(photos_of(data_path, person, with_folders=True)) for person in people)
     if not total:
         raise DataError(f"There are no photos (jpg, jpeg, png) in the {len(people)} folders of {data_path}.")
-    settings = Settings(
+    settings = AlignmentSettings(
         data_path,
         outputs,
         config["image_size"],
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> Counter:
     if shard:
         summary = run_shard(settings, photos, args.workers, total, shard)
     else:
-        summary = run(settings, photos, args.workers, total=total)
+        summary = process_photos(settings, photos, args.workers, total=total)
     print_summary(summary, outputs, args.workers)
     return summary.counts
 

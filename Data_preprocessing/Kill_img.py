@@ -27,10 +27,12 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, file_errors, person_folders, replacing, split_files
+from Data_preprocessing.photo_files import person_folders, split_files
 from Data_preprocessing.photo_size import read_size
-from Data_preprocessing.run_lock import locked, refuse_if_held
+from Script_tools.files import DataError, file_errors, replacing
+from Script_tools.run_lock import locked, refuse_if_held
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 SMALL, UNREADABLE, NO_ACCESS = "small", "unreadable", "no access"  # reasons
 MOVED, DELETED, FAILED, RESTORED = "moved", "deleted", "failed", "restored"  # actions
@@ -89,7 +91,7 @@ def kill(data_path: str | Path, min_size: int = 250, action: str | None = MOVED)
     problems = []
     with _listing(places, action) as note, ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd headers; set here because threads share them
-        for verdicts in _judged(_photos(places.data, people, counts, problems), places.data, min_size, pool):
+        for verdicts in _checked(_photos(places.data, people, counts, problems), places.data, min_size, pool):
             counts["all"] += len(verdicts)
             _take_away(verdicts, places, action, note, counts, problems)
     _report(counts, problems, places, action)
@@ -130,7 +132,7 @@ def _restore(places: Places) -> Counter:
     return counts
 
 
-def judge(photo: str, data_path: Path, min_size: int) -> Verdict:
+def check_photo(photo: str, data_path: Path, min_size: int) -> Verdict:
     """Read the header of the photo 'person/file'; never raises."""
     try:
         width, height = read_size(f"{data_path}/{photo}")
@@ -160,14 +162,14 @@ def _photos(data: Path, people: list[str], counts: Counter, problems: list[str])
         yield from (f"{person}/{name}" for name in photos)
 
 
-def _judged(photos: Iterator[str], data: Path, min_size: int, pool: ThreadPoolExecutor) -> Iterator[list[Verdict]]:
+def _checked(photos: Iterator[str], data: Path, min_size: int, pool: ThreadPoolExecutor) -> Iterator[list[Verdict]]:
     """Yield the verdicts on one person's photos (on a part of them, where the person has many) at a time."""
 
-    def judge_chunk(chunk: list[str]) -> list[Verdict]:
-        return [judge(photo, data, min_size) for photo in chunk]
+    def check_chunk(chunk: list[str]) -> list[Verdict]:
+        return [check_photo(photo, data, min_size) for photo in chunk]
 
     while batch := list(itertools.islice(photos, BATCH)):
-        chunks = pool.map(judge_chunk, (batch[i : i + CHUNK] for i in range(0, len(batch), CHUNK)))
+        chunks = pool.map(check_chunk, (batch[i : i + CHUNK] for i in range(0, len(batch), CHUNK)))
         verdicts = itertools.chain.from_iterable(chunks)
         for _, group in itertools.groupby(verdicts, key=lambda verdict: _person(verdict.photo)):
             yield list(group)

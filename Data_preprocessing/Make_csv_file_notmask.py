@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import run_script
 from Data_preprocessing import make_csv
+from Script_tools.script import run_script
 
 
 def main(argv=None):

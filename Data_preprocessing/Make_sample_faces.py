@@ -7,7 +7,6 @@ a network scores on them says anything about real faces. A photo that is already
 import argparse
 import contextlib
 import multiprocessing
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,8 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import DEMO, ROOT, ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, write_whole
+from config_mask import DEMO
 from Data_preprocessing.sample_face_model import (
     LEFT,
     NOWHERE,
@@ -33,6 +31,10 @@ from Data_preprocessing.sample_face_model import (
     draw_head,
     make_person,
 )
+from Script_tools.files import DataError, write_whole
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import ROOT, add_config_arguments, config_from_args
+from Script_tools.workers import start_worker
 
 SIDE = (250, 320)  # px, width and height of a photo: what the cleaning step keeps
 SMALL_SIDE = (150, 248)  # px, the shorter side of the few photos that it sets aside
@@ -127,11 +129,6 @@ def worker_map(workers: int) -> Iterator[Callable[..., Iterable[int]]]:
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def start_worker() -> None:
-    cv2.setNumThreads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends its workers, without their tracebacks
 
 
 def draw_person_photos(task: tuple[Path, int, int, int, int]) -> int:

@@ -1,30 +1,22 @@
 """Photos -> aligned faces, masked faces and attention targets, by any number of workers; can be stopped any time."""
 
 import itertools
-import multiprocessing
 import os
 import re
-import signal
-import threading
 import time
 import zlib
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 from tqdm import tqdm
 
 from Data_preprocessing.face_alignment import PADDING, FaceAligner
 from Data_preprocessing.manifest import (
     ManifestRow,
-    OutputFolders,
-    check_space,
     parse_row,
     remove_leftovers,
     row_text,
@@ -33,20 +25,15 @@ from Data_preprocessing.manifest import (
     sort_key,
     space_per_photo,
     write_manifest,
-)  # fmt: skip
+)
 from Data_preprocessing.mask_drawing import check_kinds
-from Data_preprocessing.photo_files import (
-    DataError,
-    decode_photo,
-    file_errors,
-    photos_of,
-    write_jpeg,
-)  # fmt: skip
-from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, Settings, align_and_mask
-from Data_preprocessing.run_lock import locked
+from Data_preprocessing.photo_files import decode_photo, photos_of, write_jpeg
+from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, AlignmentSettings, align_and_mask
+from Script_tools.files import DataError, check_space, file_errors
+from Script_tools.run_lock import locked
+from Script_tools.workers import map_chunks
 
 CHUNK = 8  # photos that a worker takes at once
-LOOK_AHEAD = 4  # chunks per worker under way: bounds the memory, and the work that a kill loses
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +42,7 @@ def aligner_for(predictor_path: str | Path, image_size: int, padding: float = PA
     return FaceAligner(predictor_path, image_size, padding=padding)
 
 
-def process_photo(source: str, face: str, settings: Settings) -> ManifestRow:
+def process_photo(source: str, face: str, settings: AlignmentSettings) -> ManifestRow:
     """Align one photo, write its three images under the name ``face``, and return its row."""
     row = ManifestRow(source, seed=settings.seed, image_size=settings.image_size)
     images = None
@@ -127,34 +114,21 @@ class Done(NamedTuple):
 
 
 def process_photos(
-    data_path: str | Path,
+    settings: AlignmentSettings,
     photos: Iterable[str],
-    outputs: OutputFolders,
-    *,
-    image_size: int,
-    seed: int,
-    predictor_path: str | Path,
-    mask_kinds: Sequence[str] = ("flat",),
     workers: int = 1,
-    check_content: bool = False,
-    chain: str = "hog",
-    realign: bool = False,
-    padding: float = PADDING,
     desc: str = "Aligning faces",
-) -> Counter:
-    """Align and mask photos into ``outputs``, leaving out those that are done.
+    total: int | None = None,
+    whole: Path | None = None,
+) -> Summary:
+    """Align and mask photos as the settings say, leaving out those that are done.
 
     Args:
-        photos: 'person/file' below ``data_path``: a list in any order, or an iterator sorted as ``iter_photos`` does.
-        image_size: side of the aligned faces in px. seed: of the masks' choice.
-        mask_kinds: the kinds that a mask is chosen from; of none, no mask is drawn.
+        photos: 'person/file' below the settings' ``data_path``: a list in any order, or an iterator sorted as
+            ``iter_photos`` does.
         workers: processes; 1 works in this one.
-        check_content: a photo is done only if its bytes have the CRC-32 of its row, not just its size; a photo that is
-            gone counts as done if its images are there.
-        chain: the detectors, a key of ``face_alignment.CHAINS``.
-        realign: draw the mask on the whole photo, then find and align the masked face anew, by the chain 'full'. The
-            landmarks and the attention target are those of the unmasked face.
-        padding: room around the face, as a share of its size.
+        total: how many photos an iterator gives, for the bar.
+        whole: of a shard's run, the final manifest.
 
     Returns:
         How many of the photos are ok, no_face and unreadable, those done before included.
@@ -163,22 +137,6 @@ def process_photos(
         DataError: the outputs were made with other settings, another run is writing them, the landmark model is
             missing, a worker died, or nothing can be written.
     """
-    kinds = tuple(mask_kinds)
-    settings = Settings(
-        Path(data_path), outputs, image_size, seed, predictor_path, kinds, check_content, chain, realign, padding
-    )
-    return run(settings, photos, workers, desc).counts
-
-
-def run(
-    settings: Settings,
-    photos: Iterable[str],
-    workers: int,
-    desc: str = "Aligning faces",
-    total: int | None = None,
-    whole: Path | None = None,
-) -> Summary:
-    """``process_photos``, told the number of photos for its bar; of a shard's run, ``whole`` is the final manifest."""
     if settings.mask_kinds:
         check_kinds(settings.mask_kinds)
     if not isinstance(photos, Iterator):
@@ -201,7 +159,8 @@ def run(
         done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings))
         check_space(needed(), settings.outputs.face_mask.parent)
         tasks = todo(photos, done, settings, summary, bar)
-        with closing(run_chunks(tasks, settings, workers)) as chunks, open(journal, "ab") as file:
+        work = partial(process_chunk, settings=settings)
+        with closing(map_chunks(work, tasks, CHUNK, workers, "aligned photos")) as chunks, open(journal, "ab") as file:
             for rows in chunks:
                 file.write("".join(map(row_text, rows)).encode("utf-8", "surrogateescape"))
                 file.flush()
@@ -219,7 +178,7 @@ def run(
     return summary
 
 
-def read_done(files: Iterable[Path], settings: Settings) -> dict[str, Done]:
+def read_done(files: Iterable[Path], settings: AlignmentSettings) -> dict[str, Done]:
     """What the row files say is done; a journal's torn last row is cut off.
 
     Raises DataError if it was done with other settings, for nothing is overwritten unasked.
@@ -248,7 +207,7 @@ def read_done(files: Iterable[Path], settings: Settings) -> dict[str, Done]:
 
 
 def todo(
-    photos: Iterable[str], done: dict[str, Done], settings: Settings, summary: Summary, bar: tqdm
+    photos: Iterable[str], done: dict[str, Done], settings: AlignmentSettings, summary: Summary, bar: tqdm
 ) -> Iterator[tuple[str, str]]:
     """Yield (source, face) of the photos to do and count the others; lists one person's photos at a time."""
     for person, group in itertools.groupby(photos, key=lambda source: source.split("/", 1)[0]):
@@ -263,7 +222,7 @@ def todo(
                 yield source, names[source]
 
 
-def is_done(source: str, face: str, row: Done, settings: Settings) -> bool:
+def is_done(source: str, face: str, row: Done, settings: AlignmentSettings) -> bool:
     """True if the row still holds for the photo and the images it names are there."""
     if row.source_crc32 is None or row.face != (face if row.status == "ok" else ""):
         return False
@@ -280,44 +239,6 @@ def is_done(source: str, face: str, row: Done, settings: Settings) -> bool:
         return False
 
 
-def run_chunks(tasks: Iterator[tuple[str, str]], settings: Settings, workers: int) -> Iterator[list[ManifestRow]]:
-    """Yield the tasks' rows in order, a chunk at a time; only a few chunks are under way at any moment."""
-    chunks = iter(lambda: list(itertools.islice(tasks, CHUNK)), [])
-    if workers == 1:
-        yield from (process_chunk(chunk, settings) for chunk in chunks)
-        return
-    # spawn: a forked copy of a process that has threads (torch's, tqdm's) may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
-    waiting = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(process_chunk, chunk, settings))
-            if len(waiting) == LOOK_AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "A worker process died, most often because memory ran out: then take fewer --workers. "
-            "All that is done is kept: start again to go on."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def process_chunk(chunk: list[tuple[str, str]], settings: Settings) -> list[ManifestRow]:
+def process_chunk(chunk: list[tuple[str, str]], settings: AlignmentSettings) -> list[ManifestRow]:
     """``process_photo`` for each (source, face)."""
     return [process_photo(source, face, settings) for source, face in chunk]
-
-
-def start_worker() -> None:
-    """Prepare a worker process: one core, Ctrl-C left to the parent, and an end when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Wait for the parent's end, then end at once: a killed parent cannot tell its workers to stop."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

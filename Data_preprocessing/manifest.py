@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data_preprocessing.photo_files import DataError, free_space, remove_stale, replacing
+from Script_tools.files import DataError, remove_stale, replacing
 
 COLUMNS = (
     "source,face,status,reason,num_faces,left,top,right,bottom,kind,colour,seed,image_size,source_bytes,source_crc32"
@@ -221,16 +221,6 @@ def shard_files(manifest: Path, suffix: str = ".csv") -> list[Path]:
 def space_per_photo(image_size: int) -> float:
     """About the bytes on disk that one photo's three images and its row take."""
     return SPACE_PER_PHOTO[0] + SPACE_PER_PHOTO[1] * image_size**2
-
-
-def check_space(needed: int, folder: Path) -> None:
-    """Say how many bytes are needed and how many are free; raise DataError if there are less than half of them."""
-    free = free_space(folder)
-    text = f"about {needed / 1e6:,.1f} MB are needed in {folder}, {free / 1e6:,.1f} MB are free there"
-    if needed > 2 * free:
-        raise DataError(f"Not enough space: {text}. Free some, or choose another folder.")
-    if needed:
-        print(f"note: space may run out: {text}" if needed > free else f"space: {text}")
 
 
 def remove_leftovers(outputs: OutputFolders) -> None:

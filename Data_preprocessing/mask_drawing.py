@@ -13,7 +13,7 @@ import numpy as np
 
 from Data_preprocessing.mask_geometry import MaskShape, face_outline, flat_mask_outline
 from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, draw_worn, subpixel, worn_shape
-from Data_preprocessing.photo_files import DataError
+from Script_tools.files import DataError
 
 # RGB, roughly the masks one meets in the street
 MASK_COLOURS: dict[str, Colour] = {
@@ -71,18 +71,16 @@ class MaskChoice(NamedTuple):
 class MaskKind(NamedTuple):
     """One kind of mask.
 
-    ``outline(landmarks, choice)`` gives the (N, 2) polygon that the mask covers; ``below`` the polygon that the
-    attention target loses, with all below it; ``draw(image, landmarks, choice)`` returns a new image with the mask on
-    it. ``colours``: those to choose from.
+    ``below(landmarks, choice)`` gives the (N, 2) polygon that the attention target loses, with all below it;
+    ``draw(image, landmarks, choice)`` returns a new image with the mask on it. ``colours``: those to choose from.
     """
 
-    outline: Callable[[np.ndarray, MaskChoice], np.ndarray]
     below: Callable[[np.ndarray, MaskChoice], np.ndarray]
     draw: Callable[[np.ndarray, np.ndarray, MaskChoice], np.ndarray]
     colours: dict[str, Colour]
 
 
-def flat_outline(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+def flat_below(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
     """(13, 2): jaw points 2..14, whatever the choice."""
     return flat_mask_outline(landmarks)
 
@@ -97,11 +95,6 @@ def worn(landmarks: np.ndarray, choice: MaskChoice) -> MaskShape:
     return worn_shape(landmarks, choice.kind, np.random.default_rng(choice.seed))
 
 
-def worn_outline(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
-    """(N, 2) outline of a mask that is not flat."""
-    return worn(landmarks, choice).outline()
-
-
 def worn_below(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
     """(N, 2) outline of all below the upper edge of a mask that is not flat."""
     return worn(landmarks, choice).below()
@@ -113,11 +106,11 @@ def draw_worn_choice(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoic
 
 
 def _worn_kind(colours: dict[str, Colour]) -> MaskKind:
-    return MaskKind(worn_outline, worn_below, draw_worn_choice, colours)
+    return MaskKind(worn_below, draw_worn_choice, colours)
 
 
 MASK_KINDS: dict[str, MaskKind] = {
-    "flat": MaskKind(flat_outline, flat_outline, draw_flat, MASK_COLOURS),
+    "flat": MaskKind(flat_below, draw_flat, MASK_COLOURS),
     "surgical": _worn_kind(SURGICAL_COLOURS),
     "cloth": _worn_kind(MASK_COLOURS),
     "printed": _worn_kind(MASK_COLOURS),
@@ -173,11 +166,6 @@ def draw_mask(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> n
         (H, W, 3) uint8 RGB, a new array.
     """
     return MASK_KINDS[choice.kind].draw(image, landmarks, choice)
-
-
-def mask_outline(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
-    """(N, 2) float64 polygon, in the landmarks' pixels, that the mask covers; ear loops and shadow lie outside it."""
-    return MASK_KINDS[choice.kind].outline(landmarks, choice)
 
 
 def draw_attention_target(landmarks: np.ndarray, size: int, choice: MaskChoice | None) -> np.ndarray:

@@ -1,14 +1,9 @@
 """Photos in folders: list them, read them, and write files whole or not at all."""
 
-import errno
 import os
 import re
-import secrets
-import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -16,14 +11,12 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from Data_preprocessing.processes import Process, host_code, this_process
+from Script_tools.files import DataError, write_whole
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 # what a photo may be inside, whatever its name says: others are no photos, or start programs to be read (EPS)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PHOTO_NUMBER = re.compile(r"[0-9]{1,18}")
-TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,18})-([0-9]*)-[0-9a-f]{8}\.tmp", re.DOTALL)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,10 +26,6 @@ TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class DataError(ValueError):
-    """The user's data or files are not as they must be. The message names the file or value and says what to do."""
 
 
 def is_photo_name(name: str) -> bool:
@@ -134,20 +123,6 @@ def numbered_photos(person: str, files: Iterable[str]) -> dict[int, str]:
     return named or dict(enumerate(photos, start=1))
 
 
-def read_names(path: str | Path) -> list[str]:
-    """Names from a text file, one a line; blank lines are skipped. Raises DataError if missing or empty."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows editors put a mark before the text
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"Cannot read the list of names {path}: {error}. It is a text file with one name a line."
-        ) from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise DataError(f"The list of names {path} is empty: write one person's folder name a line.")
-    return names
-
-
 def read_photo(path: str | Path) -> np.ndarray:
     """Read any photo as RGB, upright.
 
@@ -186,110 +161,6 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
                 return np.asarray(image.convert("RGB")).copy()
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"{name} is not a readable photo ({type(error).__name__}: {error})") from error
-
-
-@contextmanager
-def replacing(path: str | Path, tidy: bool = True, to_disk: bool = False) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; rename it to ``path`` if the block succeeds, remove it if not.
-
-    A reader sees the old file or the whole new one, never a half. ``tidy``: first remove the temporary files of
-    ``path`` that killed runs have left; leave it out where many files are written, for it lists the folder.
-    ``to_disk``: so it is after a power cut too, for which the disk is waited for (0.1 s for a checkpoint of 200 MB).
-    An OSError without a file name, such as that of a full disk, is given the name ``path``.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if tidy:
-        remove_stale(path.parent, path.name)
-    temporary = temporary_name(path)
-    try:
-        yield temporary
-        if to_disk:
-            _force_to_disk(temporary)
-        os.replace(temporary, path)
-        if to_disk and os.name == "posix":  # elsewhere a folder cannot be opened
-            _force_to_disk(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def _force_to_disk(path: Path) -> None:
-    """Wait until what was written to a file, or the names in a folder, would outlive a power cut."""
-    file = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)  # Windows flushes only what may be written
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # some network disks cannot be asked to
-            raise
-    finally:
-        os.close(file)
-
-
-def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` that nobody else uses, and that tells whose it is."""
-    process = this_process()
-    owner = f"{host_code()}-{process.pid}-{process.start}-{secrets.token_hex(4)}"
-    # a part of the name only: with all of it, the temporary name of a file with a long name would be too long
-    return path.with_name(f".{path.name[:40]}.{owner}.tmp")
-
-
-def remove_stale(folder: Path, name: str) -> None:
-    """Remove the temporary files of files whose names start with ``name`` that killed runs of this machine have left.
-
-    Those of other machines stay, for nothing tells whether their run still writes them.
-    """
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(f".{name[:40]}")]
-    for found in names:
-        match = TEMPORARY.fullmatch(found)
-        if match and Process(int(match[2]), match[1], match[3]).has_ended():
-            (folder / found).unlink(missing_ok=True)
-
-
-def write_whole(path: str | Path, data: bytes | str, tidy: bool = True, to_disk: bool = False) -> None:
-    """Write bytes, or text as UTF-8, to ``path``: whole or not at all. ``tidy``, ``to_disk`` as in ``replacing``."""
-    data = data.encode("utf-8") if isinstance(data, str) else data
-    with replacing(path, tidy, to_disk) as temporary:
-        try:
-            temporary.write_bytes(data)
-        except OSError as error:
-            error.filename, error.needed = str(path), len(data)  # for file_errors
-            raise
-
-
-@contextmanager
-def file_errors(path: str | Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
-    """Turn a full disk, or a folder without write permission, into a DataError that says where and what to do.
-
-    ``path``: the file meant by an error that names none. ``needed()``: bytes that the block still needs; without it,
-    the size of the file that did not fit is told, where it is known.
-    """
-    try:
-        yield
-    except BrokenPipeError:  # of `... | head`: no trouble with files
-        raise
-    except OSError as error:
-        text = f"{error.strerror or error}: {error.filename or path}."
-        if error.errno in DISK_FULL:
-            more = needed() if needed else getattr(error, "needed", 0)
-            text += f" {free_space(error.filename or path) / 1e6:,.1f} MB are free there"
-            text += f", {max(more, 1e5) / 1e6:,.1f} MB are needed" if more else ""
-            text += ": free some space, or ask for more quota."
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            text += " Choose another folder, or change its rights."
-        raise DataError(f"Stopped: {text} All that is done is kept: start again to go on.") from error
-
-
-def free_space(path: str | Path) -> int:
-    """Bytes that may still be written where ``path`` is, or would be."""
-    folder = Path(os.path.abspath(path))
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    usage = shutil.disk_usage(folder)
-    return usage.free if usage.total else sys.maxsize  # some network disks tell nothing
 
 
 def write_jpeg(path: str | Path, image: np.ndarray, quality: int = 95) -> None:

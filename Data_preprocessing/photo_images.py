@@ -1,4 +1,4 @@
-"""One photo -> its masked face, its aligned face and its attention target. What that depends on: ``Settings``."""
+"""One photo -> its masked face, its aligned face and its attention target."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,19 +13,23 @@ NO_FACE, NO_MASKED_FACE = "dlib's detector finds no face", "masked face not foun
 NO_MASK, NO_COLOUR = "none", (0, 0, 0)  # a row's kind and colour where no mask is drawn
 
 
-class Settings(NamedTuple):
-    """What the results depend on and where they go; the last five as in ``align_photos.process_photos``."""
+class AlignmentSettings(NamedTuple):
+    """What aligned and masked photos depend on, and where they go."""
 
-    data_path: Path
+    data_path: Path  # 'person/file' photos lie below it
     outputs: OutputFolders
-    image_size: int
-    seed: int
-    predictor_path: str | Path
-    mask_kinds: tuple[str, ...] = ("flat",)
+    image_size: int  # side of the aligned faces, px
+    seed: int  # of the masks' choice
+    predictor_path: str | Path  # dlib's landmark model
+    mask_kinds: tuple[str, ...] = ("flat",)  # from which a mask is chosen; of none, no mask is drawn
+    # a photo is done only if its bytes have the CRC-32 of its row, not just its size; a photo that is gone counts as
+    # done if its images are there
     check_content: bool = False
-    chain: str = "hog"
+    chain: str = "hog"  # the detectors, a key of face_alignment.CHAINS
+    # draw the mask on the whole photo, then find and align the masked face anew, by the chain 'full'; the landmarks
+    # and the attention target are those of the unmasked face
     realign: bool = False
-    padding: float = PADDING
+    padding: float = PADDING  # room around the face, as a share of its size
 
     def mask(self, source: str) -> MaskChoice | None:
         """The mask of the photo 'person/file'; None where no mask is drawn."""
@@ -33,7 +37,7 @@ class Settings(NamedTuple):
 
 
 def align_and_mask(
-    photo: np.ndarray, row: ManifestRow, settings: Settings, aligner: FaceAligner
+    photo: np.ndarray, row: ManifestRow, settings: AlignmentSettings, aligner: FaceAligner
 ) -> tuple[ManifestRow, tuple[np.ndarray, ...] | None]:
     """The photo's completed row (without ``face``) and its images: masked face, aligned face, attention target.
 

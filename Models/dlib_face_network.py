@@ -14,8 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from Data_loader.teacher import CHIP_SIZE, DIMENSIONS
-from Data_preprocessing.photo_files import DataError
+from Script_tools.files import DLIB_MODELS_URL, DataError, find_dlib_model
+
+NETWORK_NAME = "dlib_face_recognition_resnet_model_v1.dat"
+NETWORK_URL = f"{DLIB_MODELS_URL}/{NETWORK_NAME}.bz2"
+NETWORK_PATH = Path(__file__).resolve().parents[1] / "Data_preprocessing" / NETWORK_NAME
+CHIP_SIZE = 150  # px, what dlib's network takes
+DIMENSIONS = 128
 
 MEAN_RGB = (122.782, 117.001, 104.298)  # grey levels, of dlib's training photos
 # channels, blocks, whether the first block halves the map
@@ -141,3 +146,11 @@ def packed_integer(number: int) -> bytes:
     """A positive integer as dlib writes it: how many bytes follow, and these, the lowest first."""
     length = -(-number.bit_length() // 8)
     return bytes([length]) + number.to_bytes(length, "little")
+
+
+def find_network() -> Path:
+    """dlib's face recognition model: beside the landmark model, else that of the package face_recognition_models.
+
+    Raises DataError, naming the download and the place to put it, if there is neither.
+    """
+    return find_dlib_model(NETWORK_PATH, NETWORK_NAME, "face recognition model")

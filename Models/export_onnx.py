@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from config_mask import ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.photo_files import DataError, file_errors, write_whole
 from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint
+from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # of 2022: ONNX Runtime from 1.14, and most converters, read it

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import get_weight
 
-from Data_preprocessing.photo_files import DataError
+from Script_tools.files import DataError
 
 NEW_PARTS = frozenset({"cbam", "face_attention", "embedding"})  # modules that torchvision's ResNet does not have
 

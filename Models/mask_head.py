@@ -1,66 +1,12 @@
 """What the network says of aligned faces, and a small head on it that tells whether a face seems masked."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
-from Data_preprocessing.photo_files import DataError
+from Script_tools.files import DataError
 
 HELD_OUT = 5  # every fifth of the people is kept for measuring the head
 REGULARISATION = 0.01  # scikit-learn's C: strong, for there are about as many features as faces
-
-
-class FaceOutputs(NamedTuple):
-    """embeddings: (N, D) float32, rows of norm 1. attention: (N, h, w) float32 0..1; None without the branch.
-    features: (N, F) float32, the pooled features that the embedding layer reads."""
-
-    embeddings: np.ndarray
-    attention: np.ndarray | None
-    features: np.ndarray
-
-
-@torch.inference_mode()
-def read_faces(
-    network: torch.nn.Module, batches: Iterable[torch.Tensor], device: torch.device, flip: bool = False
-) -> FaceOutputs:
-    """All that is read off the faces of some batches, (n, 3, S, S) uint8 RGB; at least one face.
-
-    ``flip``: an embedding is the mean of the face's and of its mirror image's, divided by its length.
-    """
-    network.eval()
-    embeddings, attention, features = [], [], []
-    for batch in batches:
-        batch = batch.to(device).contiguous()
-        embedding, maps, pooled = _outputs(network, batch)
-        if flip:
-            embedding = torch.nn.functional.normalize(embedding + network(batch.flip(3))[0], dim=1, eps=1e-6)
-        embeddings.append(embedding.cpu().numpy())
-        features.append(pooled.float().cpu().numpy())
-        if maps is not None:
-            attention.append(maps[:, 0].cpu().numpy())
-    return FaceOutputs(
-        np.concatenate(embeddings), np.concatenate(attention) if attention else None, np.concatenate(features)
-    )
-
-
-def _outputs(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Embeddings, attention maps, and the input of the embedding layer."""
-    seen = []
-    hook = network.embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        embedding, attention = network(images)
-    finally:
-        hook.remove()
-    return embedding, attention, seen[0]
-
-
-@torch.inference_mode()
-def faces_as_seen(network: torch.nn.Module, images: torch.Tensor, device: torch.device) -> np.ndarray:
-    """(n, 3, S, S) uint8 RGB faces as the network sees them, straightened where it does that: (n, S, S, 3) uint8."""
-    straight = network.eval().straight(images.to(device)).float().cpu()
-    return (127.5 * straight + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def fit_mask_head(unmasked: np.ndarray, masked: np.ndarray, people: np.ndarray, rng: np.random.Generator) -> dict:

@@ -2,7 +2,7 @@
 
 dlib puts the landmarks of a masked face elsewhere, so its chip comes out turned, scaled and shifted. The straightener
 sees that from the chip alone and moves it back: a spatial transformer (Jaderberg et al. 2015, section 3) that was
-taught its transform (Models/train_straightener.py) instead of finding it through the loss behind it.
+taught its transform (Training/train_straightener.py) instead of finding it through the loss behind it.
 
 A move is a similarity of the square [-1, 1] x [-1, 1], x to the right and y down, four numbers (a, b, x, y): the point
 (u, v) of the straight face lies at (a u - b v + x, b u + a v + y) of the moved one. Nothing moves at (1, 0, 0, 0).

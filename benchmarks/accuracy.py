@@ -10,6 +10,7 @@ python benchmarks/accuracy.py --compare A B                                     
 
 import argparse
 import csv
+import hashlib
 import io
 import sys
 from pathlib import Path
@@ -21,14 +22,17 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
 from benchmarks.small_real import DOUBLES, SmallReal, prepare
-from config_mask import RECIPES, ROOT, ScriptParser, config, run_script
+from config_mask import RECIPES, config
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, V9_train_dataloader
-from Data_loader.teacher import dlib_descriptor, to_chip_size, unit_row
+from Data_loader.teacher_descriptors import dlib_descriptor, to_chip_size, unit_row
 from Data_preprocessing.mask_drawing import ALL_KINDS
-from Data_preprocessing.photo_files import DataError, replacing, write_whole
+from Evaluation.embed import embed_faces
+from Evaluation.scores import PROTOCOLS, summarise
 from Losses.Attention_loss import attention_iou, resize_target
 from Models.checkpoint import load_checkpoint, network_from_checkpoint
-from validate_on_LFW import PROTOCOLS, embed_faces, summarise
+from Script_tools.files import DataError, replacing, write_whole
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import ROOT
 
 SUITES = ("flat", "kinds", "realigned")
 ALL_SUITES = (*SUITES, *(kind for kind in ALL_KINDS if kind not in SUITES))  # in the order of the table
@@ -118,9 +122,8 @@ def score(
             row[protocol] = f"{summarise(distances[protocol], pairs.is_same, pairs.fold)[0]['auc']:.4f}"
         rows.append({**row, **figures})
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
-        with replacing(distances_path(args.csv, name, args.seed, args.images, suite)) as temporary:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, people=np.array(pairs.people), is_same=pairs.is_same, **distances)
+        row_name = f"{name.replace(' ', '')}_{args.images}_{args.seed}_{suite}"
+        store_distances(args.csv, row_name, np.array(pairs.people), pairs.is_same, distances)
     add_rows(args.csv, rows)
 
 
@@ -130,14 +133,44 @@ def dlib_embeddings(loader) -> np.ndarray:
     return np.array([unit_row(dlib_descriptor(to_chip_size(face))) for face in faces])
 
 
-def distances_folder(csv_path: Path) -> Path:
+def distances_file(csv_path: Path) -> Path:
     """Beside the CSV."""
-    return csv_path.with_name(f"{csv_path.stem}_distances")
+    return csv_path.with_name(f"{csv_path.stem}_distances.npz")
 
 
-def distances_path(csv_path: Path, name: str, seed: int, images: int, suite: str) -> Path:
-    """Where the distances of a row are stored."""
-    return distances_folder(csv_path) / f"{name.replace(' ', '')}_{images}_{seed}_{suite}.npz"
+def store_distances(
+    csv_path: Path, row: str, people: np.ndarray, is_same: np.ndarray, distances: dict[str, np.ndarray]
+) -> None:
+    """Add a row's distances to the file, under '<row>/<protocol>', and its pairs, once for all rows that share them.
+
+    Args:
+        row: 'recipe_images_seed_suite'.
+        people: (P, 2) names. is_same: (P,) bool. distances: {protocol: (P,)}.
+    """
+    path = distances_file(csv_path)
+    stored = dict(np.load(path)) if path.is_file() else {}
+    pairs = hashlib.sha256(people.tobytes() + is_same.tobytes()).hexdigest()[:12]
+    stored |= {f"{row}/pairs": np.array(pairs), f"{pairs}/people": people, f"{pairs}/is_same": is_same}
+    stored |= {f"{row}/{protocol}": values for protocol, values in distances.items()}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **stored)
+
+
+def stored_distances(csv_path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """{row: {"people", "is_same", protocol: distances}} of all rows, as ``store_distances`` took them."""
+    path = distances_file(csv_path)
+    if not path.is_file():
+        return {}
+    with np.load(path) as stored:
+        rows = {}
+        for key in stored.files:
+            row, part = key.split("/")
+            if part == "pairs":
+                pairs = str(stored[key])
+                rows.setdefault(row, {}).update({each: stored[f"{pairs}/{each}"] for each in ("people", "is_same")})
+            elif part in PROTOCOLS:
+                rows.setdefault(row, {})[part] = stored[key]
+    return rows
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -194,18 +227,17 @@ def spread(values: list[float]) -> str:
 def comparison(csv_path: Path, first: str, second: str) -> str:
     """AUC of row ``first`` less that of ``second`` ('recipe_images_seed') on the test masks that both were scored on,
     with a paired bootstrap over people."""
-    names, lines = (first, second), []
+    rows, lines = stored_distances(csv_path), []
     for suite in ALL_SUITES:
-        paths = [distances_folder(csv_path) / f"{name}_{suite}.npz" for name in names]
-        if not all(path.is_file() for path in paths):
+        one, other = (rows.get(f"{name}_{suite}") for name in (first, second))
+        if one is None or other is None:
             continue
-        one, other = (np.load(path) for path in paths)
         for protocol in PROTOCOLS:
             difference, low, high = bootstrap(one["people"], one["is_same"], one[protocol], other[protocol])
             lines.append(f"{suite:<10} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
     if not lines:
         raise DataError(
-            f"{distances_folder(csv_path)} has no distances of {first} and {second} on the same test masks; rows are "
+            f"{distances_file(csv_path)} has no distances of {first} and {second} on the same test masks; rows are "
             "named recipe_images_seed."
         )
     return "\n".join(lines)

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config_mask import ScriptParser, run_script
-from Data_preprocessing.photo_files import DataError, replacing
+from Script_tools.files import DataError, replacing
+from Script_tools.script import ScriptParser, run_script
 
 LABELS = {
     "seconds": "training seconds, validation not counted",

@@ -13,9 +13,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config_mask import ScriptParser, run_script
 from Losses.Attention_loss import attention_loss
 from Models.CBAM_Face_attention_Resnet import build_model
+from Script_tools.script import ScriptParser, run_script
 
 
 def kept_mb(model: torch.nn.Module, num_images: int, image_size: int, bfloat16: bool) -> float:

@@ -15,11 +15,12 @@ from Data_loader.triplet_dataset import FaceDataset, FaceLoader
 from Data_preprocessing.align_photos import aligner_for
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.photo_files import iter_photos, person_folders
+from Evaluation.scores import evaluate_pairs
 from Models.checkpoint import build_network
-from Models.optimizer import make_optimizer
-from Models.training_step import Objective, half_precision
-from train_maskV9 import prepare_network, train_one_epoch
-from validate_on_LFW import evaluate_pairs
+from train_maskV9 import train_one_epoch
+from Training.optimizer import make_optimizer
+from Training.setup import Learner, prepare_network
+from Training.step import Objective, half_precision
 
 ALL_HARD = 1e3  # a margin that makes every triplet hard, so that each step is a whole one
 
@@ -53,10 +54,11 @@ def train_contest(scene: Scene, depth: int, side: int, batch: int, steps: int) -
     losses = {"margin": ALL_HARD, "embedding_scale": config["embedding_scale"]}
     objective = Objective(**losses)
     mean_target = torch.full((1, 1, side, side), 0.5)
+    learner = Learner(model, optimizers[0], objective, device, mean_target)
     floats = [(part.float() - 127.5) / 127.5 for part in images.unbind(1)]
 
     def ours(count: int = steps) -> None:
-        train_one_epoch(model, loader_of(one, count), optimizers[0], device, objective, mean_target=mean_target)
+        train_one_epoch(learner, loader_of(one, count))
 
     def first_code() -> None:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=torch.backends.cudnn.allow_tf32):

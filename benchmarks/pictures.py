@@ -17,12 +17,16 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare
-from config_mask import ROOT, ScriptParser, add_config_arguments, config_from_args, run_script
-from Data_preprocessing.Image_processing import output_folders, process_photos, read_manifest
+from Data_preprocessing.align_photos import process_photos
 from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.manifest import output_folders, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS, draw_mask, random_mask
-from Data_preprocessing.photo_files import iter_photos, read_photo, replacing, write_jpeg
+from Data_preprocessing.photo_files import iter_photos, read_photo, write_jpeg
+from Data_preprocessing.photo_images import AlignmentSettings
 from Models.checkpoint import SHIPPED
+from Script_tools.files import replacing
+from Script_tools.script import ScriptParser, run_script
+from Script_tools.settings import ROOT, add_config_arguments, config_from_args
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -83,9 +87,7 @@ def main(argv=None) -> None:
         data_path, outputs = Path(folder, "drawn"), output_folders(folder, "drawn")
         make_sample_faces(data_path, args.people, 1, seed=config["seed"], small_every=0)
         photos = list(iter_photos(data_path))
-        process_photos(
-            data_path, photos, outputs, image_size=256, seed=config["seed"], predictor_path=config["predictor_path"]
-        )
+        process_photos(AlignmentSettings(data_path, outputs, 256, config["seed"], config["predictor_path"]), photos)
         write_rows(args.folder / "steps.png", [steps(photo, data_path, outputs, args.height) for photo in photos])
         rng, rows = np.random.default_rng(config["seed"]), read_manifest(outputs.manifest).values()
         faces = [(read_photo(outputs.face_notmask / row.face), row.landmarks) for row in rows]

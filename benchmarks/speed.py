@@ -28,11 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.network_stages import train, validate
 from benchmarks.stages import REAL_PHOTOS, Contest, align, clean, load, make_scene, triplets, workers
-from config_mask import ScriptParser, run_script
-from Data_loader.Data_loader_facenet_mask import usable_processors
-from Data_preprocessing.photo_files import DataError, write_whole
-from Models.checkpoint import choose_device
-from Models.memory import peak_memory_mb, reset_peak_memory
+from Script_tools.files import DataError, write_whole
+from Script_tools.script import ScriptParser, choose_device, run_script
+from Script_tools.workers import usable_processors
+from Training.memory import peak_memory_mb, reset_peak_memory
 
 STAGES = {stage.__name__: stage for stage in (clean, align, workers, triplets, load, train, validate)}
 HEADS = ("stage", "unit", "ours", "baseline", "ratio", "limit", "share of the limit", "peak memory")

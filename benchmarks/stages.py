@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +19,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import baseline
-from config_mask import ROOT, config
-from Data_loader.Data_loader_facenet_mask import usable_processors
+from config_mask import config
 from Data_loader.triplet_dataset import FaceLoader, TrainDataset
 from Data_loader.triplets import random_triplets
 from Data_preprocessing import Kill_img
-from Data_preprocessing.align_photos import CHUNK, Settings, aligner_for, process_photo, run_chunks
-from Data_preprocessing.Image_processing import output_folders, process_photos
+from Data_preprocessing.align_photos import CHUNK, aligner_for, process_chunk, process_photo, process_photos
 from Data_preprocessing.Make_sample_faces import make_sample_faces
-from Data_preprocessing.manifest import OutputFolders
+from Data_preprocessing.manifest import OutputFolders, output_folders
 from Data_preprocessing.photo_files import iter_photos, person_folders, photos_of, read_photo
+from Data_preprocessing.photo_images import AlignmentSettings
+from Script_tools.settings import ROOT
+from Script_tools.workers import map_chunks, usable_processors
 
 REAL_PHOTOS = ROOT.parent / "shared" / "faces" / "lfw"
 
@@ -113,9 +115,9 @@ def clean(scene: Scene) -> list[Contest]:
     ]
 
 
-def settings_for(scene: Scene, name: str) -> Settings:
+def settings_for(scene: Scene, name: str) -> AlignmentSettings:
     """Where and how the align stages write."""
-    return Settings(scene.photos, output_folders(scene.folder, name), 256, 0, config["predictor_path"])
+    return AlignmentSettings(scene.photos, output_folders(scene.folder, name), 256, 0, config["predictor_path"])
 
 
 def remove_images(outputs: OutputFolders) -> None:
@@ -171,7 +173,8 @@ def workers(scene: Scene) -> list[Contest]:
         tasks = iter([(photo, f"person/{number}.jpg") for number, photo in enumerate(photos)])
         # when each chunk was done: until the first third is, processes start; after the last one they end
         with silence():
-            ends = [time.perf_counter() for _ in run_chunks(tasks, settings, processes)]
+            work = partial(process_chunk, settings=settings)
+            ends = [time.perf_counter() for _ in map_chunks(work, tasks, CHUNK, processes, "aligned photos")]
         first = len(ends) // 3
         return CHUNK * (len(ends) - 1 - first) / (ends[-1] - ends[first])
 
@@ -214,9 +217,7 @@ def load(scene: Scene) -> list[Contest]:
     settings = settings_for(scene, "load")
     photos = list(iter_photos(scene.photos))[: round(100 * max(scene.size, 0.2))]
     with silence():
-        process_photos(
-            scene.photos, photos, settings.outputs, image_size=256, seed=0, predictor_path=settings.predictor_path
-        )
+        process_photos(settings, photos)
     faces, targets = settings.outputs.face_mask, settings.outputs.mask_notmask
     names = list(iter_photos(faces))
     rows = np.random.default_rng(0).integers(len(names), size=(round(80 * scene.size), 3)).tolist()

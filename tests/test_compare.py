@@ -8,17 +8,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 import compare
 from config_mask import config
 from Data_preprocessing import face_alignment
 from Data_preprocessing.face_alignment import AlignedFace
-from Data_preprocessing.photo_files import DataError
 from Models import checkpoint
 from Models.CBAM_Face_attention_Resnet import build_model
-from Models.checkpoint import plain_config, save_checkpoint
+from Models.checkpoint import save_checkpoint
+from Script_tools.files import DataError
+from tests.conftest import ROOT
+from Training.state import plain_config
 
 REAL = ROOT.parent / "shared" / "faces"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not here")
@@ -29,7 +30,7 @@ def rows(loose, strict):
 
 
 def thresholds(loose, strict):
-    """The same for all protocols, as Models/calibration.py writes them."""
+    """The same for all protocols, as Evaluation/calibration.py writes them."""
     return {**dict.fromkeys(("unmasked", "masked", "cross"), rows(loose, strict)), "average_flip": False}
 
 
@@ -93,7 +94,7 @@ def test_without_thresholds_there_is_a_distance_and_no_verdict(drawn, write_chec
     report = run(photo(drawn, 0), photo(drawn, 1), checkpoint=write_checkpoint())
     assert report["exit_code"] == 20 and report["verdict"] is None and report["distance"] > 0
     out = capsys.readouterr().out
-    assert "no thresholds" in out and "python Models/calibration.py" in out and "seems" not in out
+    assert "no thresholds" in out and "python Evaluation/calibration.py" in out and "seems" not in out
 
 
 def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
-from test_Image_processing import dead_pid, make_photos, no_dlib, options, run, tree  # noqa: F401
 
 from config_mask import config as defaults
 from Data_loader import Data_loader_facenet_mask as loaders
@@ -23,9 +21,11 @@ from Data_loader.lfw_pairs import prepare_pairs
 from Data_preprocessing import Image_processing, Kill_img, Make_csv_file_mask, create_pairs
 from Data_preprocessing import align_photos as step
 from Data_preprocessing.manifest import read_manifest
-from Data_preprocessing.photo_files import DataError, remove_stale, temporary_name, write_whole
-from Data_preprocessing.processes import Process, this_process
-from Data_preprocessing.run_lock import BusyError, locked
+from Script_tools.files import DataError, remove_stale, temporary_name, write_whole
+from Script_tools.processes import Process, this_process
+from Script_tools.run_lock import BusyError, locked
+from tests.conftest import ROOT
+from tests.Data_preprocessing.test_Image_processing import dead_pid, make_photos, no_dlib, options, run, tree  # noqa: F401
 
 SIZE = 64
 
@@ -256,8 +256,8 @@ def test_a_file_size_limit(tmp_path):
     write_whole(tmp_path / "index.csv", "old")
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from config_mask import run_script\n"
-        "from Data_preprocessing.photo_files import file_errors, write_whole\n"
+        "from Script_tools.script import run_script\n"
+        "from Script_tools.files import file_errors, write_whole\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "def main():\n"
         "    with file_errors(sys.argv[2]): write_whole(sys.argv[2], b'x' * 600_000)\n"

@@ -19,11 +19,12 @@ from PIL import Image
 
 from Data_loader import face_files
 from Data_loader.face_files import read_face, read_target
-from Data_loader.lfw_pairs import read_pairs
 from Data_loader.triplets import load_triplets, read_index, table_path
 from Data_preprocessing.manifest import COLUMNS, ManifestRow, read_manifest, row_text
-from Data_preprocessing.photo_files import DataError, decode_photo, read_photo
+from Data_preprocessing.pairs_file import read_pairs
+from Data_preprocessing.photo_files import decode_photo, read_photo
 from Models import checkpoint as checkpoints
+from Script_tools.files import DataError
 
 INPUTS = [pytest.param(250, id="quick"), pytest.param(2000, id="all", marks=pytest.mark.torture)]
 SLOW = 5.0  # s for one input: a reader that takes longer hangs

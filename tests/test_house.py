@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from config_mask import config
+from Data_loader.lfw_pairs import SUITES
+from Data_preprocessing import mask_drawing
+from Script_tools.settings import CHOICES, MASK_KINDS
+from tests.conftest import ROOT
 
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks"} & set(path.relative_to(ROOT).parts))
 SOURCES = [path for path in SOURCES if not path.relative_to(ROOT).parts[0].startswith((".", "venv"))]
@@ -54,6 +57,99 @@ def test_no_fixed_device_folder_or_swallowed_error(source):
         assert not re.search(pattern, text), pattern
 
 
+# what a room may import besides itself; the top level's scripts may import every room, and no room a script
+ROOMS = {
+    "Script_tools": set(),
+    "Models": {"Script_tools"},
+    "Losses": {"Script_tools"},
+    "Data_preprocessing": {"Script_tools"},
+    "Data_loader": {"Script_tools", "Data_preprocessing", "Models"},
+    "Evaluation": {"Script_tools", "Data_preprocessing", "Data_loader", "Models"},
+    "Training": {"Script_tools", "Data_preprocessing", "Data_loader", "Evaluation", "Models", "Losses"},
+}
+# who reads config_mask.py itself: settings, and those who need its demo or its defaults by name
+READ_CONFIG = {
+    "Script_tools.settings",
+    "Data_preprocessing.demo_data",
+    "Data_preprocessing.Make_sample_faces",
+    "Evaluation.calibration",
+}
+
+
+def imports_of(text, modules):
+    """The modules of this repository that a source imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found & set(modules)
+
+
+def wrong_imports(sources):
+    """'who -> whom' of each import that goes up the house, and of each circle. ``sources``: {module: its text}."""
+    graph = {module: imports_of(text, sources) for module, text in sources.items()}
+    wrong = []
+    for module, imported in graph.items():
+        room = module.split(".")[0]
+        for other in imported:
+            there = other.split(".")[0]
+            if other == "config_mask":
+                allowed = room not in ROOMS or module in READ_CONFIG
+            else:
+                allowed = room not in ROOMS or there == room or there in ROOMS[room]
+            if not allowed:
+                wrong.append(f"{module} -> {other}")
+    done = set()
+
+    def walk(module, path):
+        if module in path:
+            wrong.append(" -> ".join([*path[path.index(module) :], module]))
+        elif module not in done:
+            for other in sorted(graph[module]):
+                walk(other, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    return wrong
+
+
+def house():
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text() for path in SOURCES}
+
+
+def test_imports_go_one_way():
+    rooms = {path.relative_to(ROOT).parts[0] for path in SOURCES if path.parent != ROOT}
+    assert rooms == set(ROOMS)
+    assert wrong_imports(house()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "wrong"),
+    [
+        ("Models.checkpoint", "from Data_loader.triplets import Index", "Models.checkpoint -> Data_loader.triplets"),
+        ("Evaluation.embed", "from Training import distributed", "Evaluation.embed -> Training.distributed"),
+        ("Training.step", "def late():\n    import validate_on_LFW", "Training.step -> validate_on_LFW"),
+        ("Losses.Triplet_loss", "from config_mask import config", "Losses.Triplet_loss -> config_mask"),
+        (
+            "Training.optimizer",
+            "from Training.setup import set_rate",
+            "Training.optimizer -> Training.setup -> Training.optimizer",
+        ),
+    ],
+)
+def test_a_planted_wrong_import_is_seen(module, line, wrong):
+    sources = house()
+    sources[module] += f"\n{line}\n"
+    assert wrong in wrong_imports(sources)
+
+
+def test_the_settings_name_what_can_be_drawn_and_tested():
+    assert MASK_KINDS == tuple(mask_drawing.MASK_KINDS) and set(CHOICES["test_masks"]) == set(SUITES)
+
+
 def test_twins_are_thin():
     twins = [
         path
@@ -82,3 +178,34 @@ def test_missing_data_is_one_sentence_that_names_the_demo(script, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / script), *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "error:" in done.stderr and "--demo" in done.stderr and "Traceback" not in done.stderr
+
+
+def defined_in(path):
+    """Names of a file's functions, classes, methods (Class.method) and of what it assigns at its top."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+        names |= {getattr(node, "name", "")} | {getattr(target, "id", "") for target in getattr(node, "targets", [])}
+    return names
+
+
+def wrong_names(text):
+    """What a page names in backticks and is not there: files and rooms, and names of the file named before them."""
+    wrong, files = [], {path.name: path for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]}
+    for paragraph in re.split(r"\n(?=\d+\. |\||\n)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        file = None
+        for token in re.findall(r"`([^`\n]+)`", paragraph):
+            if token.endswith((".py", "/")):
+                file = ROOT / token if "/" in token else files.get(token, ROOT / token)
+                wrong += [] if file.exists() else [token]
+            elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)?", token) and token not in ("config",):
+                wrong += [] if file is not None and file.is_file() and token in defined_in(file) else [token]
+    return wrong
+
+
+def test_every_name_on_the_map_exists():
+    text = (ROOT / "docs" / "map.md").read_text()
+    assert wrong_names(text) == []
+    assert len(re.findall(r"`[^`\n]+`", text)) > 100
+    assert wrong_names("1. `Training/step.py`: `judge`, `jugde`, `Training/stepp.py`") == ["jugde", "Training/stepp.py"]

@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 from config_mask import config
 from Data_loader.lfw_pairs import prepare_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Models.CBAM_Face_attention_Resnet import build_model
-from Models.checkpoint import plain_config, save_checkpoint
+from Models.checkpoint import save_checkpoint
+from tests.conftest import ROOT
+from Training.state import plain_config
 
 pytestmark = pytest.mark.torture
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import tiny_training
-from test_memory import STATM, resident_mb
-from test_resume import EACH_STEP, MODES, equal, options  # noqa: F401 - a fixture
-from test_torture import Pace, finish, kill, kill_now, launch, script
-from test_train_maskV9 import train
 
-from Models import training_setup
 from Models.checkpoint import load_checkpoint
-from Models.training_run import TrainingRun
+from tests import tiny_training
+from tests.test_torture import Pace, finish, kill, kill_now, launch, script
+from tests.test_train_maskV9 import train
+from tests.Training.test_memory import STATM, resident_mb
+from tests.Training.test_resume import EACH_STEP, MODES, equal, options  # noqa: F401 - a fixture
+from Training import setup as training_setup
+from Training.run import TrainingRun
 
 pytestmark = pytest.mark.torture
 

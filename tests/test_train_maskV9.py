@@ -9,19 +9,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import train_maskV9
 import validate_on_LFW
 from config_mask import config
-from Data_preprocessing.photo_files import DataError
-from Losses.epoch_figures import Tally
+from Evaluation.embed import embed_faces
 from Losses.Triplet_loss import hard_triplet_loss
 from Models.CBAM_Face_attention_Resnet import build_model
-from Models.checkpoint import load_checkpoint, restore_optimizer
-from Models.optimizer import make_optimizer, scheduled_rate, set_learning_rate
-from Models.training_step import Hard, Judged, Objective
+from Models.checkpoint import load_checkpoint
+from Script_tools.files import DataError
+from tests.conftest import ROOT
 from train_maskV9 import train_one_epoch
+from Training.epoch_figures import Tally
+from Training.optimizer import make_optimizer, scheduled_rate, set_learning_rate
+from Training.setup import Learner
+from Training.state import restore_optimizer
+from Training.step import Hard, Judged, Objective
 
 FIRST_COLUMNS = (
     "epoch,learning_rate,triplet_loss,attention_loss,attention_iou,hard_triplets,hard_share,positive_distance,"
@@ -216,7 +219,8 @@ def stub_loader(*pixels):
 
 def run_stub(model, loader):
     optimizer = make_optimizer("sgd", model.parameters())
-    return train_one_epoch(model, loader, optimizer, torch.device("cpu"), Objective(margin=0.5, embedding_scale=1.0))
+    objective = Objective(margin=0.5, embedding_scale=1.0)
+    return train_one_epoch(Learner(model, optimizer, objective, torch.device("cpu")), loader)
 
 
 def test_no_hard_triplet_no_step():
@@ -276,7 +280,7 @@ def test_flip_averages_a_face_and_its_mirror_image():
     model = build_model(18, embedding_dim=8).eval()
     faces = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     plain, mirrored, both = (
-        validate_on_LFW.embed_faces(model, [batch], torch.device("cpu"), flip)
+        embed_faces(model, [batch], torch.device("cpu"), flip)
         for batch, flip in ((faces, False), (faces.flip(3), False), (faces, True))
     )
     mean = plain + mirrored

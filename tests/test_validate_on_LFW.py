@@ -8,8 +8,10 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 import validate_on_LFW
-from Data_preprocessing.photo_files import DataError
-from validate_on_LFW import equal_error_rate, evaluate_lfw, plot_roc, summarise
+from Evaluation.pictures import plot_roc
+from Evaluation.scores import equal_error_rate, summarise
+from Script_tools.files import DataError
+from validate_on_LFW import evaluate_lfw
 
 
 def pairs(seed=0, num=400, decimals=None, folds=None):
@@ -144,7 +146,7 @@ def test_picture_is_written_and_no_figure_stays_open(tmp_path, monkeypatch):
     result = evaluate_lfw(distances, labels, pltshow=False)
     for number in range(3):
         plot_roc({"unmasked": result, "masked": result}, tmp_path / f"{number}.png", title="test")
-    monkeypatch.setattr(validate_on_LFW, "ROOT", tmp_path)
+    monkeypatch.setattr("Evaluation.scores.ROOT", tmp_path)
     evaluate_lfw(distances, labels, epoch=7, tag="masked", version="V9")
     names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     assert names == ["0.png", "1.png", "2.png", "ROC_images/V9_masked_7.png"]

@@ -15,9 +15,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_maskV9
-from config_mask import run_script
-from Models import training_run, training_setup
 from Models.checkpoint import TEACHER_DIM, UnitLinear
+from Script_tools.script import run_script
+from Training import run as training_run
+from Training import setup as training_setup
 
 
 class TinyNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py runs with torchrun: small trainings, whose figures process 0 writes to argv[1]."""
+"""What Training/test_distributed.py runs with torchrun: small trainings, whose figures process 0 writes to argv[1]."""
 
 import json
 import sys
@@ -13,9 +13,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Models.CBAM_Face_attention_Resnet import build_model
-from Models.distributed import gather_rows, is_main, main_first, parallel, process_group, rank, world_size
-from Models.training_step import Objective
 from train_maskV9 import train_one_epoch
+from Training.distributed import gather_rows, is_main, main_first, process_group, rank, world_size
+from Training.setup import Learner
+from Training.step import Objective
 
 MARGIN = 3.0  # so that of random pictures most triplets are hard
 
@@ -54,12 +55,12 @@ class Loader(list):
 def run(sizes: list[int], easy_from: int | None = None, **options: object) -> dict:
     """Train an epoch; its figures, the sum over the weights, and whether every weight got a gradient."""
     net = network()
-    model, optimizer = parallel(net), torch.optim.SGD(net.parameters(), lr=1e-4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     objective = Objective(margin=MARGIN, embedding_scale=10.0)
     mean_target = torch.full((1, 1, 64, 64), 0.5)
     loader = Loader(batches(sizes, easy_from))
-    device = torch.device("cpu")
-    figures = train_one_epoch(model, loader, optimizer, device, objective, mean_target=mean_target, **options)
+    learner = Learner(net, optimizer, objective, torch.device("cpu"), mean_target, **options)
+    figures = train_one_epoch(learner, loader)
     weights = sum(float(weight.detach().double().abs().sum()) for weight in net.parameters())
     gradients = [weight.grad is not None for weight in net.parameters()]
     return {**figures, "weights": weights, "stepped": all(gradients)}

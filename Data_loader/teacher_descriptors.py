@@ -1,0 +1,256 @@
+"""dlib's descriptors of the unmasked faces, a teacher for the network: computed once, by any number of workers, cached.
+
+The cache is one file that only grows: a mark of 16 bytes, then a record (RECORD, 540 bytes) for each face computed; of
+several records of a face the last one holds. A run that is killed loses the faces under way, and perhaps half a record,
+which the next run cuts off. Nobody needs a lock to read.
+"""
+
+import multiprocessing
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import lru_cache, partial
+from hashlib import blake2b
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from Data_preprocessing.photo_files import decode_photo
+from Models.dlib_face_network import CHIP_SIZE, DIMENSIONS, NETWORK_URL, find_network, load_dlib_network
+from Script_tools.files import DataError, check_space, file_errors, write_whole
+from Script_tools.run_lock import locked
+from Script_tools.workers import map_chunks, usable_processors
+
+MARK = b"dlib-faces v1\r\n\0"
+RECORD = np.dtype(
+    [
+        ("key", "<u8"),  # of the face's name
+        ("bytes", "<i8"),  # size of its file
+        ("mtime_ns", "<i8"),
+        ("crc32", "<u4"),  # of the file's bytes
+        ("descriptor", "<f4", DIMENSIONS),
+    ]
+)
+CHUNK = 16  # faces that a worker takes at once: about a seventh of a second of work
+BLOCK = 65536  # records that are gathered at once
+
+Compute = Callable[[np.ndarray], np.ndarray]
+Task = tuple[str, np.ndarray | None]  # face, and its (1,) record if only the file's time has changed
+
+
+def cache_path_of(index_path: str | Path) -> Path:
+    """Where the descriptors of an index's faces are cached: beside the index."""
+    index_path = Path(index_path)
+    return index_path.with_name(f"{index_path.stem}_dlib.bin")
+
+
+def dlib_descriptors(
+    faces: Sequence[str],
+    folder: str | Path,
+    cache_path: str | Path,
+    workers: int | None = None,
+    compute: Compute | None = None,
+) -> np.ndarray:
+    """dlib's descriptors of faces, from the cache; those that it lacks are computed first and added.
+
+    A face is taken from the cache if its file has the size and the time of change it had then. If only the time
+    differs, the file is read, and computed again if its CRC-32 differs too. Faces in the cache that are not asked for
+    are kept. dlib itself is not needed: its network runs in PyTorch (Models/dlib_face_network.py).
+
+    Args:
+        faces: 'person/file.jpg' below ``folder``: unmasked faces of any square size as FaceAligner cuts them out; its
+            padding of 0.25 is that of the chips that dlib's network was trained on.
+        workers: processes; None: one per core; 1 works in this one.
+        compute: (150, 150, 3) uint8 RGB -> (128,) of any length, in place of dlib's network; must be picklable.
+
+    Returns:
+        (N, 128) float32, rows of unit length, in the order of ``faces``.
+
+    Raises:
+        DataError: faces are missing or broken (after all the others were computed; it names the first five), dlib's
+            network is missing, another run is writing the cache, a worker died, or nothing can be written.
+    """
+    folder, cache_path = Path(folder), Path(cache_path)
+    keys, stats = face_keys(faces), file_stats(faces, folder)
+    with file_errors(cache_path):
+        records = read_cache(cache_path)
+        rows = last_rows(records, keys)
+        current, _ = compare(records, rows, stats)
+    if not current.all():
+        needed = RECORD.itemsize * int((~current).sum())
+        with file_errors(cache_path, lambda: needed), locked(cache_path.with_suffix(".lock")):
+            check_space(needed, cache_path.parent)
+            problems = add_missing(faces, keys, stats, folder, cache_path, workers, compute)
+            records = read_cache(cache_path)
+        if problems:
+            raise DataError(
+                f"{len(problems):,} of the {len(faces):,} faces of dlib's descriptors cannot be read: "
+                f"{'; '.join(problems[:5])}{'; ...' if len(problems) > 5 else ''}. Prepare the faces again with "
+                "Data_preprocessing/Image_processing.py. The descriptors of the others are kept"
+            )
+        rows = last_rows(records, keys)
+    return records["descriptor"][rows]
+
+
+def face_keys(faces: Sequence[str]) -> np.ndarray:
+    """(N,) uint64 hashes of the names: of a million names two are alike in one of 40 million sets."""
+    digests = b"".join(blake2b(os.fsencode(face), digest_size=8).digest() for face in faces)
+    return np.frombuffer(digests, "<u8")
+
+
+def file_stats(faces: Sequence[str], folder: Path) -> np.ndarray:
+    """(N, 2) int64: size in bytes and time of change in ns of the faces' files; -1 where there is none."""
+    stats = np.full((len(faces), 2), -1, np.int64)
+    for row, face in enumerate(faces):
+        try:
+            stat = os.stat(f"{folder}/{face}")
+        except OSError:
+            continue  # told when the face is read
+        stats[row] = stat.st_size, stat.st_mtime_ns
+    return stats
+
+
+def read_cache(cache_path: Path) -> np.ndarray:
+    """The whole records of the cache, (R,) RECORD, mapped from the file: they are read when looked at.
+
+    Raises DataError if the file is something else.
+    """
+    try:
+        with open(cache_path, "rb") as file:
+            mark, size = file.read(len(MARK)), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return np.empty(0, RECORD)
+    if mark != MARK:
+        raise DataError(f"{cache_path} is no cache of dlib's descriptors: remove it, or give another place.")
+    count = (size - len(MARK)) // RECORD.itemsize
+    return np.memmap(cache_path, RECORD, "r", len(MARK), count) if count else np.empty(0, RECORD)
+
+
+def last_rows(records: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(N,) int64: row of the last record of each key; -1 where there is none."""
+    if not len(records):
+        return np.full(len(keys), -1, np.int64)
+    recorded = np.ascontiguousarray(records["key"])
+    order = np.argsort(recorded, kind="stable")
+    place = np.searchsorted(recorded[order], keys, side="right") - 1
+    return np.where((place >= 0) & (recorded[order[place]] == keys), order[place], -1)
+
+
+def compare(records: np.ndarray, rows: np.ndarray, stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool, twice: the row's record holds for the file as it is now; it does but for the time of change.
+
+    A record that is not of unit length was half written when the machine went down: it holds for nothing.
+    """
+    same_size, same_time = np.zeros((2, len(rows)), bool)
+    for start in range(0, len(rows), BLOCK):
+        found = start + np.flatnonzero(rows[start : start + BLOCK] >= 0)
+        block = records[rows[found]]
+        whole = np.abs(np.linalg.norm(block["descriptor"], axis=1) - 1) < 1e-3
+        same_size[found] = whole & (block["bytes"] == stats[found, 0])
+        same_time[found] = block["mtime_ns"] == stats[found, 1]
+    return same_size & same_time, same_size & ~same_time
+
+
+def add_missing(
+    faces: Sequence[str],
+    keys: np.ndarray,
+    stats: np.ndarray,
+    folder: Path,
+    cache_path: Path,
+    workers: int | None,
+    compute: Compute | None,
+) -> list[str]:
+    """Compute the faces that the cache lacks and append them to it. Returns a text for each face that is broken."""
+    if not cache_path.exists():
+        write_whole(cache_path, MARK)
+    records = read_cache(cache_path)  # another run may have added some before this one took the lock
+    rows = last_rows(records, keys)
+    current, touched = compare(records, rows, stats)
+    todo = np.flatnonzero(~current)
+    todo = todo[np.sort(np.unique(keys[todo], return_index=True)[1])]
+    if compute is None:
+        find_network()  # told before any process is started
+        compute = dlib_descriptor
+    tasks = ((faces[row], np.array(records[rows[row], None]) if touched[row] else None) for row in todo)
+    num_workers = min(workers or usable_processors(), -(-len(todo) // CHUNK))
+    os.truncate(cache_path, len(MARK) + len(records) * RECORD.itemsize)
+    work, problems = partial(describe_chunk, folder=folder, compute=compute), []
+    with (
+        tqdm(total=len(faces), initial=len(faces) - len(todo), desc="dlib's descriptors", unit="face") as bar,
+        closing(map_chunks(work, tasks, CHUNK, num_workers, "computed dlib's descriptors")) as chunks,
+        open(cache_path, "ab") as file,
+    ):
+        for made, broken in chunks:
+            file.write(made.tobytes())
+            file.flush()
+            problems += broken
+            bar.update(len(made) + len(broken))
+    return problems
+
+
+def describe_chunk(chunk: list[Task], folder: Path, compute: Compute) -> tuple[np.ndarray, list[str]]:
+    """(R,) RECORD of the chunk's faces, and a text for each of the others, which are missing or broken."""
+    results = [describe(face, known, folder, compute) for face, known in chunk]
+    made = [result for result in results if not isinstance(result, str)]
+    return np.concatenate([np.empty(0, RECORD), *made]), [result for result in results if isinstance(result, str)]
+
+
+def describe(face: str, known: np.ndarray | None, folder: Path, compute: Compute) -> np.ndarray | str:
+    """The (1,) RECORD of a face, or what is wrong with its file; ``known`` is kept if the bytes are the same."""
+    path = folder / face
+    record = np.zeros(1, RECORD) if known is None else known
+    try:
+        with open(path, "rb") as file:
+            data, stat = file.read(), os.fstat(file.fileno())
+        crc32 = zlib.crc32(data)
+        chip = None if known is not None and known["crc32"][0] == crc32 else to_chip_size(decode_photo(data, path))
+    except OSError as error:
+        return f"{path} ({error.strerror or error})"
+    except DataError as error:
+        return str(error)
+    if chip is not None:
+        record["descriptor"] = unit_row(compute(chip))
+    record["key"], record["crc32"] = face_keys([face]), crc32
+    record["bytes"], record["mtime_ns"] = len(data), stat.st_mtime_ns
+    return record
+
+
+def to_chip_size(face: np.ndarray) -> np.ndarray:
+    """A square (S, S, 3) uint8 RGB face at the (150, 150, 3) that dlib's network takes."""
+    shrinks = face.shape[0] > CHIP_SIZE
+    return cv2.resize(face, (CHIP_SIZE, CHIP_SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def unit_row(descriptor: np.ndarray) -> np.ndarray:
+    """(128,) float32 of unit length. Raises ValueError if the descriptor has no direction."""
+    descriptor = np.asarray(descriptor, np.float64)
+    length = np.linalg.norm(descriptor)
+    if not 0 < length < np.inf:
+        raise ValueError(f"a descriptor of length {length}")
+    return (descriptor / length).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def load_network() -> Compute:
+    """The process's network, loaded when the first face needs it. Raises DataError if it is missing or damaged."""
+    if multiprocessing.parent_process():
+        torch.set_num_threads(1)  # the processes are the parallelism
+    try:
+        network = load_dlib_network(find_network())
+    except DataError as error:
+        raise DataError(f"{error} Delete it and download {NETWORK_URL} again.") from error
+
+    @torch.inference_mode()
+    def describe_chip(chip: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(chip.transpose(2, 0, 1)[None].copy()))[0].numpy()
+
+    return describe_chip
+
+
+def dlib_descriptor(chip: np.ndarray) -> np.ndarray:
+    """(128,) float32 descriptor of a (150, 150, 3) uint8 RGB chip, of length 1.3 to 1.6."""
+    return load_network()(chip)

@@ -1,0 +1,316 @@
+"""What a distance means: thresholds for each false accept rate and a mask head, stored with the checkpoint.
+
+Without arguments: the newest best.pt, on the config's LFW photos, written back into the same file. Masks of all kinds
+are drawn on the aligned faces (--test_masks flat or realigned: otherwise). People trained on are left out.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from config_mask import config as default_config
+from Data_loader.Data_loader_facenet_mask import face_loader
+from Data_loader.lfw_pairs import SUITES, cache_folders
+from Data_preprocessing.align_photos import process_photos
+from Data_preprocessing.manifest import OutputFolders, read_manifest
+from Data_preprocessing.photo_files import person_folders, photos_of
+from Data_preprocessing.photo_images import AlignmentSettings
+from Evaluation.embed import FaceOutputs, read_faces
+from Evaluation.scores import PROTOCOLS
+from Models.checkpoint import checkpoint_to_change, load_checkpoint, network_from_checkpoint, save_checkpoint
+from Models.mask_head import fit_mask_head, mask_probability
+from Script_tools.files import DataError, read_names
+from Script_tools.script import ScriptParser, choose_device, run_script
+from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args
+from Script_tools.workers import usable_processors
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+# False accepts that a rate must allow to be measured: of 10 that are seen, 5 to 18 may be expected (95 %, Poisson) if
+# pairs were independent. Pairs that share a face are not, so a rate from few people is worth less than that.
+MIN_FALSE_ACCEPTS = 10
+BLOCK = 512  # faces whose distances to all others are computed at once
+KEPT_KEYS = ("model", "config", "progress", "train_people", "run_name", "metrics")  # by --half
+SIDES = ("unmasked", "masked")
+REAL_MASKS = {"mask_kinds": (), "chain": "full"}  # none is drawn; a photo without a face that is found does not count
+
+
+class Verdict(NamedTuple):
+    """same: the distance is at most ``limit``, the threshold at ``decided_far``, where ``tar`` of the pairs of one
+    person pass. far: the lowest rate whose threshold the distance keeps, so of strangers that are as near; None where
+    it keeps none."""
+
+    same: bool
+    far: float | None
+    decided_far: float
+    limit: float
+    tar: float
+
+
+def thresholds_at(strangers: np.ndarray, same: np.ndarray) -> list[dict[str, float]]:
+    """The loosest threshold for each false accept rate of FARS that the number of stranger pairs resolves.
+
+    A rate is resolved where it allows at least MIN_FALSE_ACCEPTS of the pairs.
+
+    Args:
+        strangers: (P,) distances of pairs of two people. same: (Q,) of pairs of one person; at least one.
+
+    Returns:
+        [{"far", "distance", "tar"}, ...], the highest rate first. A pair passes where its distance is at most
+        ``distance``; the share ``tar`` of ``same`` does, and at most the share ``far`` of ``strangers``.
+    """
+    allowed = {far: math.floor(far * len(strangers) * (1 + 1e-12)) for far in FARS}
+    allowed = {far: count for far, count in allowed.items() if count >= MIN_FALSE_ACCEPTS}
+    if not allowed:
+        return []
+    ordered = np.partition(strangers, sorted(set(allowed.values())))
+    rows = []
+    for far, count in allowed.items():
+        # below the nearest stranger who must not pass, also where several are equally near
+        distance = np.nextafter(np.float64(ordered[count]), -np.inf)
+        rows.append({"far": far, "distance": float(distance), "tar": float(np.mean(same <= distance))})
+    return rows
+
+
+def all_pairs(first: np.ndarray, second: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of all strangers and of all pairs of one person; a photo is never paired with itself.
+
+    Args:
+        first, second: (N, D) unit rows, of the same N photos. The same array twice: each pair counts once.
+        people: (N,) whose photo it is.
+
+    Returns:
+        (P,) and (Q,) float32.
+    """
+    strangers, same = [], []
+    numbers = np.arange(len(people))
+    once = first is second
+    for start in range(0, len(people), BLOCK):
+        rows = numbers[start : start + BLOCK, None]
+        squared = 2 - 2 * (first[start : start + BLOCK].astype(np.float64) @ second.T.astype(np.float64))
+        distances = np.sqrt(np.maximum(squared, 0)).astype(np.float32)
+        wanted = rows < numbers if once else rows != numbers
+        of_one = people[rows] == people
+        strangers.append(distances[wanted & ~of_one])
+        same.append(distances[wanted & of_one])
+    return np.concatenate(strangers), np.concatenate(same)
+
+
+def calibrate(embeddings: dict[str, np.ndarray], people: np.ndarray) -> dict:
+    """Thresholds of the three protocols, all against all, in plain types.
+
+    Args:
+        embeddings: 'unmasked' and 'masked': (N, D) unit rows of the same N photos.
+        people: (N,) whose photo it is.
+
+    Returns:
+        {protocol: rows of ``thresholds_at``, "people": n, "photos": N}
+
+    Raises:
+        DataError: no pair of one person, or too few strangers for the highest rate.
+    """
+    thresholds = {}
+    for protocol, (first, second) in PROTOCOLS.items():
+        strangers, same = all_pairs(embeddings[first], embeddings[second], people)
+        thresholds[protocol] = thresholds_at(strangers, same) if len(same) else []
+        if not thresholds[protocol]:
+            raise DataError(
+                f"{len(strangers)} pairs of strangers and {len(same)} pairs of one person are too few: give more "
+                f"people not trained on ({math.ceil(MIN_FALSE_ACCEPTS / FARS[0])} pairs of strangers at least), some "
+                "with several photos."
+            )
+    return {**thresholds, "people": len(np.unique(people)), "photos": len(people)}
+
+
+def protocol_of(first_masked: bool, second_masked: bool) -> str:
+    """The protocol, a key of PROTOCOLS, of two faces of which some wear masks."""
+    return "cross" if first_masked != second_masked else SIDES[first_masked]
+
+
+def decide(distance: float, rows: list[dict[str, float]], far: float) -> Verdict:
+    """One person or two, by the thresholds of one protocol (see ``thresholds_at``), deciding at the rate ``far``.
+
+    Raises DataError, naming the rates there are, if the thresholds lack ``far``.
+    """
+    deciding = next((row for row in rows if math.isclose(row["far"], far)), None)
+    if deciding is None:
+        there = ", ".join(f"{row['far']:g}" for row in rows)
+        raise DataError(f"--far {far:g}: the checkpoint has thresholds for {there} only.")
+    passed = [row["far"] for row in rows if distance <= row["distance"]]
+    same = distance <= deciding["distance"]
+    return Verdict(same, min(passed, default=None), far, deciding["distance"], deciding["tar"])
+
+
+def halved(checkpoint: dict) -> dict:
+    """A checkpoint for handing on: what is needed to use the network, its matrices in float16.
+
+    Vectors, such as the statistics of batch normalisation, stay float32: they are few, and reach further than float16.
+    The folders of the run are replaced by the config's defaults. Raises DataError where a weight is too large.
+    """
+    kept = {key: checkpoint[key] for key in KEPT_KEYS if key in checkpoint}
+    kept["config"] = {
+        key: default_config[key] if key in PATH_KEYS else value for key, value in checkpoint["config"].items()
+    }
+    for part in ("model", "straightener"):
+        if part in checkpoint:
+            kept[part] = {key: _half(key, value) for key, value in checkpoint[part].items()}
+    return kept
+
+
+def _half(key: str, value: torch.Tensor) -> torch.Tensor:
+    value = value.half() if value.is_floating_point() and value.ndim > 1 else value
+    if not torch.isfinite(value).all():
+        raise DataError(f"{key} holds values beyond half precision's 65,504: leave --half out.")
+    return value
+
+
+def choose_photos(
+    data_path: str | Path, people: Collection[str], at_most: int, rng: np.random.Generator
+) -> dict[str, list[str]]:
+    """Each person's photos 'person/file', or ``at_most`` of them drawn at random; nobody without photos."""
+    chosen = {}
+    for person in sorted(people):
+        names = photos_of(data_path, person)
+        drawn = sorted(rng.permutation(len(names))[:at_most].tolist())
+        if drawn:
+            chosen[person] = [f"{person}/{names[number]}" for number in drawn]
+    return chosen
+
+
+def align(
+    data_path: Path, photos: list[str], config: dict, suite: str, how: dict
+) -> tuple[OutputFolders, list[str], list[str]]:
+    """Align and mask 'person/file' photos into the cache of test faces; ``how``: further fields of AlignmentSettings.
+
+    ``suite`` names the folder.
+
+    Returns:
+        The cache's folders; of the photos with a face: the names of the faces, and of the people.
+    """
+    outputs = cache_folders(data_path, config["cache_path"], config["image_size"], config["seed"], suite)
+    settings = AlignmentSettings(
+        data_path, outputs, config["image_size"], config["seed"], config["predictor_path"], check_content=True, **how
+    )
+    process_photos(settings, photos, usable_processors(), f"faces of {data_path.name}")
+    manifest = read_manifest(outputs.manifest)
+    rows = [manifest[photo] for photo in photos if manifest[photo].status == "ok"]
+    if not rows:
+        raise DataError(f"Not one face was found in the {len(photos)} photos of {data_path}.")
+    return outputs, [row.face for row in rows], [row.source.split("/")[0] for row in rows]
+
+
+def real_mask_recall(folder: Path, head: dict, network: torch.nn.Module, config: dict, device: torch.device) -> dict:
+    """On photos of real masks: {"photos", "faces", "recall"}; how many there are, have a face that a detector finds,
+    and the share of these faces that is called masked."""
+    photos = [f"{folder.name}/{name}" for name in photos_of(folder.parent, folder.name)]
+    if not photos:
+        raise DataError(f"--real_masks {folder}: there are no photos in it.")
+    outputs, faces, _ = align(folder.parent, photos, config, "found", REAL_MASKS)
+    read = read_faces(network, face_loader(config, outputs.face_notmask, faces, 0, 1), device)
+    return {
+        "photos": len(photos),
+        "faces": len(faces),
+        "recall": float((mask_probability(read.features, head) > 0.5).mean()),
+    }
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
+    parser.add_argument("--data_path", metavar="FOLDER", help="photos, one folder per person (default: LFW_data_path)")
+    parser.add_argument("--people", metavar="FILE", help="text file, one name a line: only these people's folders")
+    parser.add_argument(
+        "--photos_per_person", type=int, default=10, metavar="N", help="at most so many (default: %(default)s)"
+    )
+    parser.add_argument("--real_masks", metavar="FOLDER", help="photos of real masks, to measure the mask head on")
+    parser.add_argument(
+        "--average_flip", action="store_true", help="average the embeddings of a face and its mirror image"
+    )
+    parser.add_argument(
+        "--half", action="store_true", help="for handing on: weights in half precision, nothing of the optimizer"
+    )
+    parser.add_argument("--output", metavar="PATH", help="the checkpoint to write (default: back into the same file)")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
+    add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> dict:
+    """Run the script; returns {"thresholds", "mask_head"} as stored."""
+    args = parse_args(argv)
+    config = config_from_args(args)
+    if args.half and not args.output:
+        raise DataError("--half drops what a run needs to go on: give another file as --output.")
+    if args.photos_per_person < 1:
+        raise DataError(f"--photos_per_person {args.photos_per_person}: must be 1 or more")
+    path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
+    checkpoint = load_checkpoint(path)
+    data_path = Path(args.data_path or config["LFW_data_path"]).expanduser().resolve()
+    suite = args.test_masks or "kinds"
+    photos = untrained_photos(args, config, data_path, set(checkpoint["train_people"]))
+    config |= {key: checkpoint["config"][key] for key in ("image_size", "seed")}
+
+    kept = halved(checkpoint) if args.half else checkpoint
+    device = choose_device(args.device)
+    network = network_from_checkpoint(kept, path).to(device)  # of the rounded weights: the thresholds are theirs
+    outputs, faces, people = align(data_path, photos, config, suite, SUITES[suite])
+    people = np.array(people)
+    read: dict[str, FaceOutputs] = {
+        side: read_faces(network, face_loader(config, folder, faces, 0, 1), device, args.average_flip)
+        for side, folder in zip(SIDES, (outputs.face_notmask, outputs.face_mask), strict=True)
+    }
+    thresholds = calibrate({side: found.embeddings for side, found in read.items()}, people)
+    thresholds |= {"data": data_path.name, "masks": suite, "average_flip": args.average_flip}
+    rng = np.random.default_rng(config["seed"])
+    head = fit_mask_head(read["unmasked"].features, read["masked"].features, people, rng)
+    if args.real_masks:
+        folder = Path(args.real_masks).expanduser().resolve()
+        head["real"] = real_mask_recall(folder, head, network, config, device)
+    save_checkpoint(output, {**kept, "thresholds": thresholds, "mask_head": head})
+    print(f"{format_calibration(thresholds, head)}\ncheckpoint {output}, {output.stat().st_size / 1e6:.1f} MB")
+    return {"thresholds": thresholds, "mask_head": head}
+
+
+def untrained_photos(args: argparse.Namespace, config: dict, data_path: Path, trained: set[str]) -> list[str]:
+    """The photos to calibrate on, of people not trained on. Raises DataError if nobody is left."""
+    there = person_folders(data_path)
+    people = set(read_names(args.people)).intersection(there) if args.people else set(there)
+    if not people - trained:
+        raise DataError(
+            f"{data_path}: nobody is left to calibrate on ({len(people)} people asked for, {len(people & trained)} of "
+            "them trained on). Thresholds of people trained on would be far too strict on others."
+        )
+    photos = choose_photos(data_path, people - trained, args.photos_per_person, np.random.default_rng(config["seed"]))
+    print(f"{len(photos)} people of {data_path}; {len(people & trained)} more were trained on and are left out")
+    return [photo for names in photos.values() for photo in names]
+
+
+def format_calibration(thresholds: dict, head: dict) -> str:
+    """The thresholds as a table for the screen, and what the mask head is worth."""
+    lines = ["protocol     strangers that pass    distance    pairs of one person that pass"]
+    for protocol in PROTOCOLS:
+        for row in thresholds[protocol]:
+            lines.append(
+                f"{protocol:<11}  1 in {round(1 / row['far']):<15,}   {row['distance']:<8.4f}    {row['tar']:.1%}"
+            )
+    lines.append(f"{thresholds['photos']:,} photos of {thresholds['people']:,} people, all against all")
+    lines.append(
+        f"mask head: {head['recall']:.1%} of drawn masks seen, {head['false_alarms']:.1%} false alarms, on "
+        f"{head['faces']} faces of other people than it was fitted on"
+    )
+    if "real" in head:
+        real = head["real"]
+        lines.append(
+            f"real masks: {real['recall']:.1%} of {real['faces']} faces, found in {real['photos']} photos, seem masked"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

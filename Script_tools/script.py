@@ -1,0 +1,64 @@
+"""How a script begins and ends: its options, the device it is told to use, its errors in one sentence."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from Script_tools.files import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """Reads a script's options. A wrong one is answered in a sentence naming the nearest, not with a page of usage."""
+
+    def __init__(self, description: str, usage: str = "%(prog)s [options]"):
+        as_written = argparse.RawDescriptionHelpFormatter
+        super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=as_written)
+
+    def error(self, message: str) -> NoReturn:
+        """End the script with exit code 2."""
+        near = []
+        if message.startswith("unrecognized"):
+            for option in (word.split("=")[0] for word in message.split() if word.startswith("--")):
+                longer = [known for known in self._option_string_actions if known.startswith(option)]
+                near += longer or difflib.get_close_matches(option, self._option_string_actions, n=1)
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        self.exit(2, f"error: {message}.{meant} --help lists all options.\n")
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's ``main``; the user's errors end it with one sentence and exit code 2 instead of a traceback."""
+    try:
+        main()
+        sys.stdout.flush()  # so that a closed pipe shows here, not when Python has left this function
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `... | head` closed our output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it ends
+        sys.exit(141)
+
+
+def choose_device(name: str | None = None) -> "torch.device":
+    """The device to compute on: ``name`` (such as "cuda", "cuda:1" or "cpu"), or else CUDA where there is a GPU.
+
+    Raises DataError if the device asked for is not there.
+    """
+    import torch  # here: the scripts that read photos need not wait for it
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"--device {name}: not available here ({error!r:.200}); try --device cpu") from error
+    return device

@@ -1,0 +1,164 @@
+"""The final settings of a run: config, named recipe and command line, checked. ``--key value`` overrides any key."""
+
+import argparse
+import ast
+import importlib
+import itertools
+import math
+from pathlib import Path
+
+from config_mask import RECIPES, config
+from Script_tools.files import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+MASK_KINDS = ("flat", "surgical", "cloth", "printed", "black", "respirator")  # what mask_drawing.py draws
+# keys that hold a file or folder, so that they can be given relative to where the command is run
+PATH_KEYS = frozenset({
+    "raw_data_path", "train_data_path", "notmask_data_path", "mask_data_path", "train_data_index", "train_people",
+    "LFW_data_path", "LFW_pairs", "NOTLFW_data_path", "NOTLFW_pairs", "select_pairs", "cache_path", "output_path",
+    "predictor_path", "manifest_path", "init_from",
+})  # fmt: skip
+CHOICES = {
+    "model": (18, 34, 50, 101, 152),
+    "attention": ("none", "free", "supervised"),
+    "optimizer": ("adagrad", "sgd", "rmsprop", "adam", "adamw"),
+    "triplets": ("fixed", "new"),
+    "mining": ("random", "mined", "batch"),
+    "batch_triplets": ("semihard", "hardest"),
+    "masks": ("stored", "new"),
+    "test_masks": (*MASK_KINDS, "kinds", "realigned", "as_is"),
+    "teacher": ("none", "dlib"),
+    "rate_decay": ("none", "cosine"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+POSITIVE = frozenset({
+    "image_size", "embedding_dim", "embedding_scale", "margin", "epochs", "train_batch_size", "test_batch_size",
+    "num_train_triplets", "save_every", "patience", "mined_faces",
+})  # fmt: skip
+NOT_NEGATIVE = (
+    "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter", "mix",
+    "save_every_minutes",
+)  # fmt: skip
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the options ``--config NAME`` and ``--KEY VALUE`` for every key of the config."""
+    group = parser.add_argument_group("settings", "any key of config_mask.py; the values shown are its defaults")
+    group.add_argument(
+        "--config", default="config_mask", metavar="NAME", help="config_mask or config_notmask (default %(default)s)"
+    )
+    group.add_argument("--recipe", metavar="NAME", help=f"a named set of values: {', '.join(RECIPES)}")
+    for key, default in config.items():
+        group.add_argument(f"--{key}", metavar="VALUE", help=f"default {default!r}".replace("%", "%%"))
+
+
+def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> dict:
+    """The final settings: the chosen config, ``changes``, the named recipe, the command line. Paths are absolute.
+
+    ``changes`` are DEMO, or the whole config of a run that goes on.
+
+    Raises DataError for an unknown config or recipe or a value of the wrong type, naming the right ones.
+    """
+    try:
+        chosen = importlib.import_module(args.config).config
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no module name at all
+        raise DataError(
+            f"--config {args.config}: there is no such config; use config_mask or config_notmask"
+        ) from error
+    recipe = getattr(args, "recipe", None)
+    if recipe is not None and recipe not in RECIPES:
+        raise DataError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}")
+    final = {**chosen, **(changes or {}), **RECIPES.get(recipe, {})}
+    for key, value in final.items():
+        if key in PATH_KEYS and isinstance(value, str):
+            final[key] = str((ROOT / value).resolve())
+    for key, default in config.items():
+        text = getattr(args, key, None)
+        if text is not None:
+            final[key] = typed(key, text, default)
+    check_config(final)
+    return final
+
+
+def typed(key: str, text: str, default: object) -> object:
+    """The command-line ``text`` as a value of the type that the config key's default has."""
+    if not isinstance(text, str):  # a script's own option of the same name has parsed it already
+        return text
+    if key in PATH_KEYS:
+        return None if text == "None" else str(Path(text).expanduser().resolve())
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        expected = (int, type(None)) if default is None else type(default)
+        if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise ValueError
+    except (ValueError, SyntaxError, TypeError) as error:
+        kind = "whole number or None" if default is None else type(default).__name__
+        raise DataError(f"--{key} {text}: must be a {kind}, such as {default!r}") from error
+    return value
+
+
+def check_config(final: dict) -> None:
+    """Raise DataError, naming key and value, where a setting cannot work or a key is unknown or missing."""
+    unknown, missing = sorted(set(final) - set(config)), sorted(set(config) - set(final))
+    if unknown or missing:
+        raise DataError(f"config: unknown keys {unknown}, missing keys {missing}; the keys are: {', '.join(config)}")
+    for key, default in config.items():
+        if not _is_like(key, final[key], default):
+            raise DataError(f"{key} = {final[key]!r}: must be of the same type as the default, {default!r}")
+    for key, choices in CHOICES.items():
+        if final[key] not in choices:
+            raise DataError(f"{key} = {final[key]!r}: must be one of {', '.join(map(str, choices))}")
+    for key in POSITIVE:
+        if final[key] is not None and not final[key] > 0:
+            raise DataError(f"{key} = {final[key]!r}: must be greater than 0")
+    for key in NOT_NEGATIVE:
+        if final[key] < 0:
+            raise DataError(f"{key} = {final[key]!r}: must be 0 or greater")
+    for key in ("unmasked_share", "mix"):
+        if not 0 <= final[key] <= 1:
+            raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")
+    taught = final["teacher"] != "none" and final["teacher_weight"]
+    if final["mix"] and (final["masks"] != "new" or not taught or final["triplet_weight"]):
+        raise DataError(
+            "mix makes faces of nobody: it needs masks = new, teacher = dlib with a teacher_weight, triplet_weight = 0"
+        )
+    if final["batch_photos"] < 2:
+        raise DataError(f"batch_photos = {final['batch_photos']!r}: a triplet needs two photos of a person")
+    if not final["mask_kinds"] or not set(MASK_KINDS).issuperset(final["mask_kinds"]):
+        raise DataError(f"mask_kinds = {final['mask_kinds']!r}: choose one or more of {', '.join(MASK_KINDS)}")
+    if final["mining"] == "batch" and final["packed"]:
+        raise DataError("packed looks for hard triplets before a step, mining = batch within it: choose one of them")
+    if final["teacher"] != "none" and final["packed"]:
+        raise DataError("packed leaves out easy triplets, from which a teacher teaches as well: choose one of them")
+    if final["image_size"] < 64:
+        raise DataError(f"image_size = {final['image_size']}: the network needs at least 64 px")
+    if final["compile"] and final["activation_checkpointing"]:
+        raise DataError("compile and activation_checkpointing do not go together: switch one of them off")
+    check_schedule(final["learning_rate_schedule"])
+
+
+def _is_like(key: str, value: object, default: object) -> bool:
+    """True if the value has a type that the key can have: a config may be written by hand, or come from a file."""
+    if default is None or key in PATH_KEYS:
+        return value is None or type(value) is (str if key in PATH_KEYS else int)
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, list | tuple) if isinstance(default, list) else type(value) is type(default)
+
+
+def check_schedule(schedule: list) -> None:
+    """Raise DataError unless ``schedule`` is [(0, rate), (later epoch, rate), ...] with positive rates."""
+    try:
+        epochs = [int(first) for first, _ in schedule]
+        good = epochs[0] == 0 and all(a < b for a, b in itertools.pairwise(epochs)) and all(r > 0 for _, r in schedule)
+    except (TypeError, ValueError, IndexError):
+        good = False
+    if not good:
+        raise DataError(
+            f"learning_rate_schedule = {schedule}: must be a list of (first epoch, rate), from epoch 0 upwards, "
+            "such as [(0, 0.125), (19, 0.0625)]"
+        )

@@ -1,0 +1,68 @@
+"""Worker processes: how many may run, how one begins, and how work is shared among them."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from Script_tools.files import DataError
+
+Task, Result = TypeVar("Task"), TypeVar("Result")
+LOOK_AHEAD = 4  # chunks per worker under way: bounds the memory, and the work that a kill loses
+
+
+def usable_processors() -> int:
+    """Processors that this process may use; on a shared server fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_worker() -> None:
+    """Prepare a worker process: one core, Ctrl-C left to the parent, and an end when the parent is killed."""
+    import cv2  # here: whoever takes a lock need not wait for it
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait for the parent's end, then end at once: a killed parent cannot tell its workers to stop."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def map_chunks(
+    work: Callable[[list[Task]], Result], tasks: Iterator[Task], size: int, workers: int, what: str
+) -> Iterator[Result]:
+    """Yield ``work`` of the tasks, ``size`` at a time, in order; only a few chunks are under way at any moment.
+
+    One worker is this process. ``work`` must be picklable for several. Raises DataError where a worker process dies;
+    ``what`` it did stands in the message.
+    """
+    chunks = iter(lambda: list(itertools.islice(tasks, size)), [])
+    if workers <= 1:
+        yield from map(work, chunks)
+        return
+    # spawn: a forked copy of a process that has threads (torch's, tqdm's) may hang
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
+    waiting = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(work, chunk))
+            if len(waiting) == LOOK_AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"A worker process that {what} died, most often because memory ran out: then take fewer workers "
+            "(--workers, where the script has it). All that is done is kept: start again to go on."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,172 @@
+"""What a run is made of: its data, network and losses, an epoch's mined triplets, the learning rate of each batch."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from Data_loader.Data_loader_facenet_mask import (
+    LFWestMask_dataloader,
+    NOTLFWestMask_dataloader,
+    V9_train_dataloader,
+    face_loader,
+    select_dataloader,
+)
+from Data_loader.lfw_pairs import TestSet
+from Data_loader.mining import mined_triplets
+from Data_loader.teacher_descriptors import cache_path_of, dlib_descriptors
+from Data_loader.triplet_dataset import FaceLoader
+from Data_loader.triplets import MINING_STREAM, stream
+from Evaluation.embed import embed_faces
+from Evaluation.scores import check_enough
+from Models.checkpoint import build_network, init_from
+from Models.dlib_face_network import find_network, load_dlib_network
+from Script_tools.files import DataError
+from Training.distributed import gather_rows, parallel, rank, world_size
+from Training.optimizer import make_optimizer, rate_share, set_learning_rate
+from Training.state import people_seen
+from Training.step import Objective, half_precision, make_scaler
+from Training.teacher_targets import Teacher
+
+
+class RunData(NamedTuple):
+    """What a run trains and is tested on."""
+
+    train_loader: FaceLoader
+    test_sets: dict[str, TestSet]
+    people: list[str]  # everyone who is trained on, or was before, and so is in no test set
+
+
+@dataclass
+class Learner:
+    """What learns, and all that a step needs besides a batch.
+
+    network: the bare one, on ``device``. mean_target: (1, 1, H, W) mean of the attention targets, 0..1, the map to
+    beat. pack_to: look at all triplets without gradient first (batch normalisation with the batch's statistics, as in a
+    step, and without effect on the running ones), and make steps on so many of those found hard, which are judged anew
+    by then; None: a step on each batch.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    device: torch.device
+    mean_target: torch.Tensor | None = None
+    pack_to: int | None = None
+    model: nn.Module = field(init=False)  # averages gradients over the processes, where there are several
+    scaler: torch.amp.GradScaler = field(init=False)  # of the gradients, where float16 is used
+
+    def __post_init__(self) -> None:
+        self.model = parallel(self.network)
+        self.scaler = make_scaler(self.device, self.objective.precision)
+
+
+def make_data(config: dict, checkpoint: dict | None) -> RunData:
+    """Loader and test sets, each process gets its part of both. Raises DataError where there are no test pairs."""
+    part = {"rank": rank(), "world_size": world_size()}
+    check_batch_size(config)
+    train_loader = V9_train_dataloader(config, **part)
+    people = people_seen(train_loader.batch_sampler.names, config, checkpoint)
+    test_sets = {
+        "lfw": LFWestMask_dataloader(config, people, **part),
+        "notlfw": NOTLFWestMask_dataloader(config, people, **part),
+        "select": select_dataloader(config, people, **part),
+    }
+    test_sets = {name: test_set for name, test_set in test_sets.items() if test_set}
+    if "lfw" not in test_sets:
+        raise DataError("LFW_pairs = None: training needs test pairs to choose best.pt by; name a pairs file.")
+    for test_set in test_sets.values():
+        check_enough(test_set.pairs)
+    return RunData(train_loader, test_sets, people)
+
+
+def check_batch_size(config: dict) -> None:
+    """Raise DataError if an epoch has fewer triplets than one batch of all processes."""
+    batch, triplets = config["train_batch_size"] * world_size(), config["num_train_triplets"]
+    if batch > triplets:
+        several = f" for each of {world_size()} processes" if world_size() > 1 else ""
+        raise DataError(
+            f"train_batch_size = {config['train_batch_size']} triplets{several} is more than an epoch has "
+            f"(num_train_triplets = {triplets}): lower the one or raise the other."
+        )
+
+
+def make_learner(
+    config: dict, train_loader: FaceLoader, objective: Objective, device: torch.device, restored: bool = False
+) -> Learner:
+    """The network of the config and its optimizer; ``restored`` as in ``prepare_network``."""
+    torch.manual_seed(config["seed"])
+    network = prepare_network(config, device, restored)
+    return Learner(
+        network,
+        make_optimizer(config["optimizer"], network.parameters()),
+        objective,
+        device,
+        mean_target=train_loader.dataset.mean_target() if config["attention"] == "supervised" else None,
+        pack_to=config["train_batch_size"] if config["packed"] else None,
+    )
+
+
+def prepare_network(config: dict, device: torch.device, restored: bool = False) -> nn.Module:
+    """The network of the config on ``device``, as it computes fastest there.
+
+    ``restored``: its weights will be those of a checkpoint; what the run began with need not be there any more.
+    """
+    if restored:
+        config = config | {"pretrained": False, "init_from": None}
+    network = build_network(config)
+    if config["init_from"]:
+        print(init_from(network, config["init_from"]))
+    network = network.to(device)
+    network.activation_checkpointing = config["activation_checkpointing"]
+    if half_precision(device, config["precision"]):
+        network = network.to(memory_format=torch.channels_last)  # the order in which tensor cores want convolutions
+    torch.backends.cudnn.benchmark = True
+    if config["compile"]:
+        network.compile()
+    return network
+
+
+def make_objective(config: dict, train_loader: FaceLoader, device: torch.device) -> Objective:
+    """The losses that the config asks for; with a teacher its descriptors, computed now unless they are cached."""
+    objective = Objective(
+        margin=config["margin"],
+        embedding_scale=config["embedding_scale"],
+        attention_weight=config["attention_weight"],
+        triplet_weight=config["triplet_weight"],
+        batch_triplets=config["batch_triplets"],
+        precision=config["precision"],
+    )
+    sampler, dataset = train_loader.batch_sampler, train_loader.dataset
+    if config["mining"] == "batch":
+        objective = objective._replace(classes=torch.from_numpy(sampler.classes))
+    if config["teacher"] == "dlib" and config["teacher_weight"]:
+        faces = [dataset.names[row] for row in range(len(dataset))]
+        cache_path = cache_path_of(config["train_data_index"])
+        descriptors = torch.from_numpy(dlib_descriptors(faces, config["notmask_data_path"], cache_path))
+        network = load_dlib_network(find_network()).to(device) if config["mix"] else None
+        teacher = Teacher(descriptors, config["teacher_centred"], network, half_precision(device, config["precision"]))
+        objective = objective._replace(teacher=teacher, teacher_weight=config["teacher_weight"])
+    return objective
+
+
+def mine(learner: Learner, train_loader: FaceLoader, config: dict, epoch: int) -> np.ndarray:
+    """An epoch's (num_train_triplets, 3) int64 triplets, with negatives that the network now takes for the anchor."""
+    classes, rng = train_loader.batch_sampler.classes, stream(config["seed"], epoch, MINING_STREAM)
+    rows = np.sort(rng.permutation(len(classes))[: config["mined_faces"]])
+    faces = [train_loader.dataset.names[row] for row in rows]
+    loader = face_loader(config, train_loader.dataset.data_path, faces, rank(), world_size())
+    embeddings = embed_faces(learner.network, loader, learner.device, gather=gather_rows) * config["embedding_scale"]
+    embeddings = torch.from_numpy(embeddings).to(learner.device)
+    return mined_triplets(embeddings, rows, classes, config["num_train_triplets"], config["margin"], rng)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: dict, epoch: int, num_batches: int, batch: int) -> None:
+    """Give the optimizer the learning rate of a batch: the schedule's, times what is left of it at this point.
+
+    ``num_batches`` are those of the whole epoch, also where a run goes on in the middle of one.
+    """
+    done = (epoch + (batch + 1) / num_batches) / config["epochs"]
+    set_learning_rate(optimizer, config["learning_rate_schedule"], epoch, rate_share(config["rate_decay"], done))

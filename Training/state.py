@@ -1,0 +1,137 @@
+"""Everything a run needs to go on, as a checkpoint holds it, and how it is put back."""
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+
+from Models.checkpoint import as_written, load_checkpoint, load_weights, newest_checkpoint, require
+from Script_tools.files import DataError
+from Script_tools.settings import config_from_args
+
+# settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
+FIXED_KEYS = ("model", "embedding_dim", "attention", "cbam", "image_size", "optimizer", "teacher")
+RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
+PROGRESS = {"epoch": int, "best_auc": float, "best_epoch": int}
+
+
+def checkpoint_bytes(model: torch.nn.Module, optimizer_name: str) -> int:
+    """About how large a checkpoint of a run in float32 will be, once the optimizer has its state."""
+    copies = {"adam": 2, "adamw": 2}.get(optimizer_name, 1)
+    weights = sum(weight.numel() for weight in model.parameters())
+    return 4 * (weights * (1 + copies) + sum(buffer.numel() for buffer in model.buffers()))
+
+
+def how_far(checkpoint: dict) -> tuple[int, int]:
+    """The epochs that a checkpoint's run has finished, and the batches of the next one."""
+    return checkpoint["progress"]["epoch"], (checkpoint.get("position") or {"batch": 0})["batch"]
+
+
+def people_seen(names: list[str], config: dict, checkpoint: dict | None = None) -> list[str]:
+    """Everyone the weights will have been trained on: the index's ``names``, then the people of the checkpoint that is
+    gone on from, or of the one that ``init_from`` takes the weights of."""
+    before = checkpoint
+    if before is None and config["init_from"]:
+        before = load_checkpoint(config["init_from"])
+        require(before, config["init_from"], "train_people")
+    return list(dict.fromkeys([*names, *(before["train_people"] if before else [])]))
+
+
+def resumed(args: argparse.Namespace) -> tuple[dict, dict]:
+    """The settings and the checkpoint with which a script started with ``--resume`` goes on.
+
+    Raises DataError if there is no such checkpoint, or it cannot go on with what the command line changes.
+    """
+    path = args.resume or newest_checkpoint(config_from_args(args)["output_path"], "last.pt")
+    if not path:
+        raise DataError(
+            "--resume: there is no last.pt yet. Start with the command of before, its --run_name too (a run that was "
+            "ended before its first checkpoint begins again), or give a path."
+        )
+    checkpoint = load_checkpoint(path)
+    require(checkpoint, path, *RESUMED)
+    config = config_from_args(args, checkpoint["config"])
+    check_can_continue(checkpoint, config, path)
+    folder = Path(path).resolve().parent
+    if args.output_path is None and folder.parent.name == "Model_training_checkpoints":
+        config["output_path"] = str(folder.parents[1])  # where the checkpoint is now, should it have been moved
+    return config, checkpoint
+
+
+def training_state(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict,
+    progress: dict,
+    train_people: list[str],
+    scaler: torch.amp.GradScaler | None = None,
+    position: dict | None = None,
+) -> dict:
+    """Everything a run needs to go on, in tensors and plain types.
+
+    ``position``: where it is within an epoch (saved_position of Training/interruption.py); None: after one.
+    """
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler else {},
+        "config": plain_config(config),
+        "progress": dict(progress),
+        "position": position,
+        "train_people": list(train_people),
+        "random_state": torch.get_rng_state(),
+        "cuda_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(
+    checkpoint: dict,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict:
+    """Put network, optimizer, gradient scaler and random states back as saved; returns the progress.
+
+    Raises DataError where the checkpoint, which must have the parts RESUMED, does not fit.
+    """
+    with as_written("the checkpoint"):
+        load_weights(model, checkpoint["model"], "the checkpoint")
+        restore_optimizer(checkpoint["optimizer"], optimizer)
+        if scaler and scaler.is_enabled() and checkpoint.get("scaler"):
+            scaler.load_state_dict(checkpoint["scaler"])
+        torch.set_rng_state(checkpoint["random_state"])
+        if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])
+        return {key: kind(checkpoint["progress"][key]) for key, kind in PROGRESS.items()}
+
+
+def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
+    """Load an optimizer's state, also one that was saved on another kind of device."""
+    own = optimizer.param_groups
+    groups = [
+        {**saved, **{key: group[key] for key in ("fused", "foreach") if key in group}}
+        for saved, group in zip(state["param_groups"], own, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for weight, values in optimizer.state.items():
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.ndim and value.shape != weight.shape:
+                raise ValueError(f"the optimizer's {key} {tuple(value.shape)} of a weight {tuple(weight.shape)}")
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                values[key] = torch.empty_like(weight).copy_(value)  # one kernel for all weights needs one layout
+
+
+def check_can_continue(checkpoint: dict, config: dict, path: str | Path) -> None:
+    """Raise DataError naming every setting in which ``config`` differs and with which the checkpoint cannot go on."""
+    there = checkpoint["config"]
+    differing = [f"{k} = {config[k]!r}, there {there.get(k)!r}" for k in FIXED_KEYS if config[k] != there.get(k)]
+    if differing:
+        raise DataError(f"{path} cannot be continued with other settings: {'; '.join(differing)}.")
+
+
+def plain_config(config: dict) -> dict:
+    """A copy of the config in plain types (tuples of the schedule become lists), as checkpoint and JSON hold it."""
+    plain = copy.deepcopy(config)
+    plain["learning_rate_schedule"] = [list(step) for step in config["learning_rate_schedule"]]
+    return plain

@@ -1,0 +1,190 @@
+"""How training faces are shown: masks drawn anew, moved, mirrored and relit, by the seed and the draw alone."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from config_mask import config as defaults
+from Data_loader.augmentation import (
+    ROTATION,
+    SCALE,
+    SHIFT,
+    UNMASKED_JITTER,
+    Augmentation,
+    change,
+    new_mask,
+    of_config,
+    random_numbers,
+    relight,
+    similarity,
+)
+from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
+from Data_preprocessing.manifest import read_landmarks, read_manifest
+from Data_preprocessing.mask_drawing import ALL_KINDS
+from Data_preprocessing.photo_files import read_photo
+from Script_tools.files import DataError
+
+SIZE = 64
+
+
+def face(seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 3)
+
+
+def test_the_recipe_shows_faces_as_they_were_prepared():
+    assert not of_config(defaults).changes
+    for key, value in (
+        ("masks", "new"),
+        ("unmasked_share", 0.1),
+        ("flip", True),
+        ("jitter", 0.1),
+        ("photo_jitter", 1.0),
+    ):
+        assert of_config({**defaults, key: value}).changes, key
+
+
+def test_random_numbers_depend_on_seed_draw_and_place_only():
+    numbers = {random_numbers(*key).random() for key in np.ndindex(3, 3, 3)}
+    assert len(numbers) == 27
+    assert random_numbers(1, 2, 0).random() == random_numbers(1, 2, 0).random()
+
+
+def test_the_similarity_has_the_asked_deviations():
+    how, rng = Augmentation(jitter=1.0), np.random.default_rng(0)
+    matrices = np.array([similarity(101, how, rng) for _ in range(4000)])
+    turns = np.degrees(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0]))
+    scales = np.hypot(matrices[:, 0, 0], matrices[:, 0, 1])
+    centres = matrices[:, :, :2] @ [50, 50] + matrices[:, :, 2] - 50
+    assert turns.std() == pytest.approx(ROTATION, rel=0.05) and abs(turns.mean()) < 0.3
+    assert np.log(scales).std() == pytest.approx(SCALE, rel=0.05)
+    assert centres.std(axis=0) == pytest.approx([101 * SHIFT[0], 101 * SHIFT[1]], rel=0.05)
+
+
+def test_a_face_without_mask_is_moved_less():
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[16:40, 20:44] = 255
+    moved = [
+        [np.abs(change(image, None, Augmentation(jitter=1.0), np.random.default_rng(s), bare)[0] - image).mean()
+         for s in range(40)]
+        for bare in (False, True)
+    ]  # fmt: skip
+    assert 0 < np.mean(moved[1]) < 0.7 * np.mean(moved[0]) and UNMASKED_JITTER < 1
+
+
+def test_half_of_the_faces_are_mirrored_exactly():
+    how, rng, image = Augmentation(flip=True), np.random.default_rng(0), face()
+    target = (face(1)[..., 0] > 127).astype(np.uint8) * 255
+    mirrored = 0
+    for _ in range(200):
+        shown, shown_target = change(image, target, how, rng)
+        if np.array_equal(shown, image):
+            assert np.array_equal(shown_target, target)
+        else:
+            assert np.array_equal(shown, image[:, ::-1]) and np.array_equal(shown_target, target[:, ::-1])
+            mirrored += 1
+    assert 75 < mirrored < 125
+
+
+def test_the_target_moves_with_the_face():
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[16:40, 20:44] = 255
+    shown, target = change(image, image[..., 0], Augmentation(jitter=1.0, flip=True), np.random.default_rng(3))
+    assert set(np.unique(target)) == {0, 255}
+    assert ((shown[..., 0] > 127) != (target > 127)).mean() < 0.02
+    assert (target != image[..., 0]).mean() > 0.02  # it did move
+
+
+def test_relighting_keeps_order_and_is_mild_at_small_strength():
+    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], SIZE, 0).repeat(3, 2)
+    for seed in range(20):
+        out = relight(ramp, 0.1, np.random.default_rng(seed)).astype(int)
+        assert (np.diff(out[0], axis=0) >= 0).all() and np.abs(out - ramp).max() < 60
+    changes = [np.abs(relight(ramp, 1.0, np.random.default_rng(s)).astype(int) - ramp).mean() for s in range(20)]
+    assert np.mean(changes) > 10
+
+
+def test_a_new_mask_hides_the_mouth_and_its_target_is_the_face_above(drawn):
+    row = next(iter(read_manifest(drawn / "train_manifest.csv").values()))
+    image = read_photo(drawn / "train_face_notmask" / row.face)
+    kinds = set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        masked, target = new_mask(image, row.landmarks, False, ALL_KINDS, rng)
+        x, y = row.landmarks[62].round().astype(int)
+        assert target[y, x] == 0 and not np.array_equal(masked[y, x], image[y, x])
+        kinds.add(masked.tobytes())
+    assert len(kinds) > 20  # nearly each time another one
+    bare, whole = new_mask(image, row.landmarks, True, ALL_KINDS, np.random.default_rng(0))
+    assert np.array_equal(bare, image) and whole[y, x] == 255
+
+
+def test_landmarks_of_the_manifest_are_those_of_the_resized_face(drawn):
+    rows = list(read_manifest(drawn / "train_manifest.csv").values())
+    faces = [row.face for row in rows][::-1]
+    landmarks = read_landmarks(drawn / "train_manifest.csv", faces, 128)
+    assert landmarks.shape == (len(faces), 68, 2) and landmarks.dtype == np.float32
+    assert np.allclose(landmarks[-1], rows[0].landmarks * 2 + 0.5, atol=1e-3)
+    with pytest.raises(DataError, match=r"lacks 1 of the 2 faces of the index: nobody/1.jpg"):
+        read_landmarks(drawn / "train_manifest.csv", [faces[0], "nobody/1.jpg"], 64)
+    with pytest.raises(DataError, match="There is no manifest"):
+        read_landmarks(drawn / "no.csv", faces, 64)
+
+
+@pytest.fixture
+def augmented(drawn):
+    return {
+        **defaults,
+        "train_data_path": str(drawn / "train_face_mask"),
+        "notmask_data_path": str(drawn / "train_face_notmask"),
+        "mask_data_path": str(drawn / "train_mask_notmask"),
+        "manifest_path": str(drawn / "train_manifest.csv"),
+        "train_data_index": str(drawn / "train_face_mask.csv"),
+        "image_size": SIZE,
+        "train_batch_size": 4,
+        "num_train_triplets": 12,
+        "num_workers": 0,
+        "masks": "new",
+        "mask_kinds": list(ALL_KINDS),
+        "unmasked_share": 0.4,
+        "flip": True,
+        "jitter": 0.5,
+        "photo_jitter": 0.5,
+    }
+
+
+def test_shown_faces_do_not_depend_on_the_number_of_loader_processes(augmented, monkeypatch):
+    monkeypatch.setattr("Data_loader.Data_loader_facenet_mask.usable_processors", lambda: 2)
+    expected = None
+    for workers in (0, 1, 2):
+        loader = V9_train_dataloader({**augmented, "num_workers": workers})
+        batches = list(loader)
+        loader.batch_sampler.set_epoch(1, start_batch=2)
+        batches += list(loader)
+        expected = expected or batches
+        for batch, other in zip(batches, expected, strict=True):
+            assert all(torch.equal(batch[key], other[key]) for key in batch)
+    assert expected[0]["targets"].unique().tolist() == [0, 255]
+
+
+def test_a_face_is_shown_differently_each_time(augmented):
+    dataset = V9_train_dataloader(augmented).dataset
+    first, again, other = (dataset[0, 1, 7, draw]["images"] for draw in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_stored_masks_can_be_mixed_with_bare_faces(augmented, drawn, share):
+    config = {
+        **augmented,
+        "masks": "stored",
+        "unmasked_share": share,
+        "flip": False,
+        "jitter": 0.0,
+        "photo_jitter": 0.0,
+    }
+    dataset = V9_train_dataloader(config).dataset
+    folder = "train_face_notmask" if share else "train_face_mask"
+    wanted = read_photo(drawn / folder / dataset.names[3]).transpose(2, 0, 1)
+    assert np.abs(dataset[3, 4, 9]["images"][0].numpy().astype(int) - wanted).mean() < 2  # two JPEG decoders

@@ -1,0 +1,217 @@
+"""Thresholds against slow loops, the mask head, checkpoints in half precision, and the script on drawn people."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from config_mask import config
+from Evaluation import calibration
+from Evaluation.calibration import all_pairs, calibrate, choose_photos, decide, halved, protocol_of, thresholds_at
+from Evaluation.embed import read_faces
+from Models import checkpoint
+from Models.CBAM_Face_attention_Resnet import build_model
+from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint, save_checkpoint
+from Models.mask_head import fit_mask_head, mask_probability
+from Script_tools.files import DataError
+from Training.state import plain_config
+
+
+def unit_rows(rng, count, length=8):
+    rows = rng.normal(size=(count, length)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build_model(18, embedding_dim=16).eval()
+
+
+@pytest.fixture
+def checkpoint_path(network, tmp_path):
+    """A checkpoint of a random network at 64 px, as a training run writes it."""
+    path = tmp_path / "Model_training_checkpoints" / "run" / "best.pt"
+    settings = {**config, "model": 18, "image_size": 64, "embedding_dim": 16, "cache_path": "/home/somebody/cache"}
+    state = {
+        "model": network.state_dict(), "optimizer": {"state": {}}, "random_state": torch.get_rng_state(),
+        "config": plain_config(settings), "progress": {"epoch": 3, "best_auc": 0.7, "best_epoch": 3},
+        "train_people": ["drawn_0008"], "run_name": "run", "metrics": [],
+    }  # fmt: skip
+    save_checkpoint(path, state)
+    return path
+
+
+@pytest.mark.parametrize("decimals", [None, 2])  # 2: many ties
+def test_a_threshold_is_the_loosest_that_lets_no_more_strangers_pass(decimals):
+    rng = np.random.default_rng(0)
+    strangers, same = rng.normal(1.2, 0.2, 20_000), rng.normal(0.8, 0.2, 3_000)
+    if decimals is not None:
+        strangers, same = strangers.round(decimals), same.round(decimals)
+    rows = thresholds_at(strangers, same)
+    assert [row["far"] for row in rows] == [1e-1, 1e-2, 1e-3]  # 1e-4 would allow 2 of 20,000
+    candidates = sorted(set(strangers.tolist()))
+    for row in rows:
+        loosest = next(d for d in candidates if (strangers <= d).mean() > row["far"])  # the first that must not pass
+        assert row["distance"] < loosest and np.nextafter(row["distance"], 9) == loosest
+        assert row["tar"] == (same < loosest).mean()
+    json.dumps(rows)  # plain types
+
+
+@pytest.mark.parametrize(("pairs", "lowest"), [(99, None), (100, 1e-1), (9_999, 1e-2), (10_000, 1e-3), (100_000, 1e-4)])
+def test_a_rate_needs_ten_false_accepts_to_be_given(pairs, lowest):
+    rows = thresholds_at(np.linspace(1, 2, pairs), np.ones(3))
+    assert min((row["far"] for row in rows), default=None) == lowest
+
+
+def test_all_pairs_are_those_of_a_slow_loop(monkeypatch):
+    monkeypatch.setattr(calibration, "BLOCK", 3)
+    rng = np.random.default_rng(1)
+    first, second = unit_rows(rng, 10), unit_rows(rng, 10)
+    people = np.array(["a", "a", "b", "c", "c", "c", "d", "e", "a", "b"])
+    for other, pairs in (
+        (first, [(i, j) for i in range(10) for j in range(i + 1, 10)]),
+        (second, [(i, j) for i in range(10) for j in range(10) if i != j]),
+    ):
+        slow = [(np.linalg.norm(first[i] - other[j]), people[i] == people[j]) for i, j in pairs]
+        for found, of_one in zip(all_pairs(first, other, people), (False, True), strict=True):
+            np.testing.assert_allclose(sorted(found), sorted(d for d, is_one in slow if is_one == of_one), atol=1e-6)
+
+
+def test_the_three_protocols_compare_the_right_sides():
+    rng = np.random.default_rng(2)
+    unmasked, masked = unit_rows(rng, 60), unit_rows(rng, 60)
+    people = np.repeat(np.arange(30), 2)
+    thresholds = calibrate({"unmasked": unmasked, "masked": masked}, people)
+    assert (thresholds["people"], thresholds["photos"]) == (30, 60)
+    for protocol, sides in {
+        "unmasked": (unmasked, unmasked), "masked": (masked, masked), "cross": (unmasked, masked)
+    }.items():  # fmt: skip
+        assert thresholds[protocol] == thresholds_at(*all_pairs(*sides, people))
+    with pytest.raises(DataError, match="3 pairs of strangers and 0 pairs of one person are too few"):
+        calibrate({"unmasked": unmasked[:3], "masked": masked[:3]}, np.arange(3))
+
+
+def test_a_verdict_names_the_lowest_rate_that_the_distance_keeps():
+    rows = [
+        {"far": far, "distance": d, "tar": t} for far, d, t in ((0.1, 1.0, 0.9), (0.01, 0.8, 0.7), (1e-3, 0.5, 0.4))
+    ]
+    assert decide(0.5, rows, 1e-2) == (True, 1e-3, 1e-2, 0.8, 0.7)
+    assert decide(0.6, rows, 1e-2) == (True, 1e-2, 1e-2, 0.8, 0.7)
+    assert decide(0.81, rows, 1e-2) == (False, 0.1, 1e-2, 0.8, 0.7)  # though it would pass at 0.1
+    assert decide(1.01, rows, 1e-2) == (False, None, 1e-2, 0.8, 0.7)
+    assert decide(0.81, rows, 0.1).same
+    with pytest.raises(DataError, match=r"--far 0\.0001: .* for 0\.1, 0\.01, 0\.001 only"):
+        decide(0.5, rows, 1e-4)
+
+
+def test_which_thresholds_depends_on_who_wears_a_mask():
+    assert [protocol_of(a, b) for a in (False, True) for b in (False, True)] == ["unmasked", "cross", "cross", "masked"]
+
+
+def test_the_mask_head_finds_what_differs_and_is_measured_on_others():
+    rng = np.random.default_rng(3)
+    people = np.repeat(np.arange(40), 3)
+    features = rng.normal(size=(120, 20)) * np.linspace(0.01, 100, 20) + 5
+    features[:, 3] = 7.0  # constant: must not divide by zero
+    masked = features.copy()
+    masked[:, 1] += 40.0
+    head = fit_mask_head(features, masked, people, np.random.default_rng(0))
+    assert head["accuracy"] == 1.0 and head["recall"] == 1.0 and head["false_alarms"] == 0.0
+    assert head["faces"] == 24  # eight people of forty
+    assert (mask_probability(masked, head) > 0.5).all() and (mask_probability(features, head) < 0.5).all()
+    blind = fit_mask_head(features, rng.permutation(features), people, np.random.default_rng(0))
+    assert blind["accuracy"] < 0.75
+    with pytest.raises(DataError, match="at least two people"):
+        fit_mask_head(features, masked, np.zeros(120), np.random.default_rng(0))
+
+
+def test_the_probability_is_the_logistic_function_of_weights_and_bias():
+    head = {"weight": torch.tensor([2.0, -1.0]), "bias": 0.5}
+    found = mask_probability(np.array([[1.0, 1.0], [0.0, 1e6], [1e6, 0.0]], np.float32), head)
+    np.testing.assert_allclose(found, [1 / (1 + math.exp(-1.5)), 0, 1], atol=1e-12)
+
+
+def test_reading_faces_gives_the_networks_own_outputs_and_the_embedding_layers_input(network):
+    images = torch.from_numpy(np.random.default_rng(4).integers(0, 256, (5, 3, 64, 64), dtype=np.uint8))
+    read = read_faces(network, images.split(2), torch.device("cpu"))
+    with torch.inference_mode():
+        embedding, attention = network(images)
+        again = torch.nn.functional.normalize(network.embedding(torch.from_numpy(read.features)), dim=1)
+        mirrored = torch.nn.functional.normalize(embedding + network(images.flip(3))[0], dim=1)
+    np.testing.assert_allclose(read.embeddings, embedding.numpy(), atol=1e-5)
+    np.testing.assert_allclose(read.attention, attention[:, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(read.embeddings, again.numpy(), atol=1e-5)
+    flipped = read_faces(network, [images], torch.device("cpu"), flip=True)
+    np.testing.assert_allclose(flipped.embeddings, mirrored.numpy(), atol=1e-5)
+    assert not network.embedding._forward_pre_hooks
+
+
+def test_half_precision_keeps_what_use_needs_and_loads_as_float32(checkpoint_path, network):
+    kept = halved(load_checkpoint(checkpoint_path))
+    assert set(kept) == {"model", "config", "progress", "train_people", "run_name", "metrics"}
+    assert "/home" not in json.dumps(kept["config"]) and kept["config"]["image_size"] == 64
+    assert kept["model"]["conv1.weight"].dtype == torch.float16
+    assert kept["model"]["bn1.running_var"].dtype == torch.float32
+    loaded = network_from_checkpoint(kept)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[key], value, rtol=1e-3, atol=1e-6, check_dtype=False)
+    broken = {"model": {"layer.weight": torch.full((2, 2), 7e4)}, "config": {}}
+    with pytest.raises(DataError, match=r"layer\.weight holds values beyond"):
+        halved(broken)
+
+
+def test_the_newest_best_comes_before_the_shipped_network(checkpoint_path, tmp_path, monkeypatch):
+    output = checkpoint_path.parents[2]
+    shipped = tmp_path / "shipped.pt"
+    monkeypatch.setattr(checkpoint, "SHIPPED", shipped)
+    assert find_checkpoint(None, output) == checkpoint_path
+    with pytest.raises(DataError, match=r"no .*shipped\.pt: train first .* --checkpoint PATH"):
+        find_checkpoint(None, tmp_path / "elsewhere")
+    shipped.touch()
+    assert find_checkpoint(None, tmp_path / "elsewhere") == shipped
+    assert find_checkpoint(None, output) == checkpoint_path
+    assert str(find_checkpoint("other.pt", output)) == "other.pt"
+
+
+def test_photos_are_drawn_by_seed_and_no_more_than_asked_for(drawn):
+    people = [path.name for path in (drawn / "test").iterdir()]
+    chosen = choose_photos(drawn / "test", people, 2, np.random.default_rng(0))
+    assert sorted(chosen) == sorted(people) and all(len(photos) == 2 for photos in chosen.values())
+    assert chosen == choose_photos(drawn / "test", people[::-1], 2, np.random.default_rng(0))
+    assert chosen != choose_photos(drawn / "test", people, 2, np.random.default_rng(1))
+
+
+def test_the_script_adds_thresholds_and_head_and_leaves_out_people_trained_on(checkpoint_path, drawn, tmp_path, capsys):
+    everybody = sorted(path.name for path in (drawn / "test").iterdir())
+    trained = {**load_checkpoint(checkpoint_path), "train_people": everybody[:1]}
+    save_checkpoint(checkpoint_path, trained)
+    output = tmp_path / "with_thresholds.pt"
+    options = ["--checkpoint", str(checkpoint_path), "--data_path", str(drawn / "test"), "--device", "cpu",
+               "--cache_path", str(drawn / "cache"), "--num_workers", "0"]  # fmt: skip
+    found = calibration.main([*options, "--output", str(output), "--half"])
+    assert f"{len(everybody) - 1} people of {drawn / 'test'}; 1 more were trained on" in capsys.readouterr().out
+    stored = load_checkpoint(output)
+    assert stored["thresholds"] == found["thresholds"]
+    assert stored["thresholds"]["people"] == len(everybody) - 1 and stored["thresholds"]["masks"] == "kinds"
+    torch.testing.assert_close(stored["mask_head"]["weight"], found["mask_head"]["weight"])
+    head = stored["mask_head"]
+    assert 1 <= head["faces"] <= 6 and head["accuracy"] == (head["recall"] + 1 - head["false_alarms"]) / 2
+    assert output.stat().st_size < 0.6 * checkpoint_path.stat().st_size
+    with pytest.raises(DataError, match="nobody is left to calibrate on"):
+        save_checkpoint(checkpoint_path, {**trained, "train_people": everybody})
+        calibration.main(options)
+
+
+def test_the_script_refuses_what_would_lose_a_run_or_the_shipped_network(checkpoint_path, monkeypatch):
+    with pytest.raises(DataError, match="--half drops what a run needs"):
+        calibration.main(["--checkpoint", str(checkpoint_path), "--half"])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SHIPPED", checkpoint_path)
+        with pytest.raises(DataError, match="shipped network is left as it is"):
+            calibration.main(["--output_path", str(checkpoint_path.parent)])
+    with pytest.raises(DataError, match="--photos_per_person 0"):
+        calibration.main(["--checkpoint", str(checkpoint_path), "--photos_per_person", "0"])

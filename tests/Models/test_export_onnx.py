@@ -1,0 +1,177 @@
+"""Export to ONNX: the same numbers at every size and batch size, the metadata, and the errors."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from config_mask import config
+from Models import checkpoint, export_onnx
+from Models.CBAM_Face_attention_Resnet import build_model
+from Models.checkpoint import save_checkpoint
+from Models.export_onnx import export_network, max_difference, noise_and_smooth_faces
+from Models.straightener import Straightener
+from Script_tools.files import DataError
+from tests.conftest import ROOT
+from Training.state import plain_config
+
+
+def needs_packages():
+    for name in export_onnx.PACKAGES:
+        pytest.importorskip(name)
+
+
+def trained(attention: str, size: int) -> torch.nn.Module:
+    """A seeded ResNet-18 whose batch statistics are those of one batch: untrained ones would hide differences."""
+    torch.manual_seed(0)
+    network = build_model(18, embedding_dim=16, attention=attention)
+    with torch.no_grad():
+        network.train()(torch.from_numpy(noise_and_smooth_faces(4, size, np.random.default_rng(1))))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint_path(tmp_path_factory):
+    """A checkpoint of a small network at 80 px, where the 3 x 3 map does not divide into the head's 2 x 2."""
+    path = tmp_path_factory.mktemp("onnx") / "Model_training_checkpoints" / "run" / "best.pt"
+    settings = {**config, "model": 18, "image_size": 80, "embedding_dim": 16}
+    state = {
+        "model": trained("supervised", 80).state_dict(),
+        "config": plain_config(settings),
+        "progress": {"epoch": 7},
+        "thresholds": {"unmasked": 1.25, "average_flip": True},
+    }
+    save_checkpoint(path, state)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint_path):
+    needs_packages()
+    return export_onnx.main(["--output_path", str(checkpoint_path.parents[2])])
+
+
+def test_the_newest_best_is_exported_beside_itself_and_nothing_else_is_left(exported, checkpoint_path):
+    assert exported == checkpoint_path.with_suffix(".onnx")
+    assert sorted(path.name for path in exported.parent.iterdir()) == ["best.onnx", "best.pt"]
+
+
+def test_inputs_and_outputs_are_those_of_the_help_text(exported):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(exported))
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [("images", "tensor(float)", ["N", 3, 80, 80])]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [
+        ("embedding", ["N", 16]),
+        ("attention", ["N", 1, 3, 3]),
+    ]
+    for count in (1, 5):
+        embedding, attention = session.run(None, {"images": np.zeros((count, 3, 80, 80), np.float32)})
+        assert embedding.shape == (count, 16) and attention.shape == (count, 1, 3, 3)
+        np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
+
+
+def test_the_metadata_says_how_to_use_the_file(exported, checkpoint_path):
+    import onnxruntime
+
+    metadata = onnxruntime.InferenceSession(str(exported)).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata.pop("thresholds")) == {"unmasked": 1.25, "average_flip": True}
+    assert metadata == {
+        "image_size": "80",
+        "colour_order": "RGB",
+        "scaling": "(value - mean) / std of values 0..255",
+        "mean": "127.5",
+        "std": "127.5",
+        "embedding_dim": "16",
+        "thresholds_of": "the mean of a face's embedding and its mirror image's, divided by its length",
+        "alignment": "dlib 68 landmarks, padding 0.25",
+        "distance": "Euclidean on unit vectors",
+        "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+        "epoch": "7",
+    }
+
+
+def test_the_file_names_no_path_of_the_machine_that_wrote_it(exported):
+    data = exported.read_bytes()
+    assert str(ROOT).encode() not in data and b"site-packages" not in data
+
+
+# last maps of 2 and 5 cells a side; 5 does not divide into the head's 2, as 3 above
+@pytest.mark.parametrize(("size", "attention", "straightens"), [(64, "none", True), (160, "free", False)])
+def test_the_exported_network_computes_what_pytorch_does(size, attention, straightens):
+    needs_packages()
+    network = trained(attention, size)
+    if straightens:
+        network.straightener = Straightener().eval()
+        torch.nn.init.normal_(network.straightener.out.weight, std=0.02)
+    model = export_network(network, size, {})
+    images = noise_and_smooth_faces(4, size, np.random.default_rng(0))
+    for batch_size in (1, 8):
+        assert max_difference(model, network, images, batch_size) < 1e-5
+    with torch.no_grad():
+        network.embedding.weight[0, 0] += 1.0
+    assert max_difference(model, network, images, 8) > 1e-3
+
+
+@pytest.mark.skipif(not checkpoint.SHIPPED.is_file(), reason="no network is shipped")
+def test_the_shipped_network_with_its_straightener_is_exported(tmp_path):
+    needs_packages()
+    output = export_onnx.main(["--output_path", str(tmp_path), "--output", str(tmp_path / "v9.onnx")])
+    assert output.stat().st_size > 60e6  # in single precision
+
+
+def test_a_difference_in_a_straightener_or_behind_it_is_seen():
+    needs_packages()
+    network = trained("none", 64)
+    network.straightener = Straightener().eval()
+    torch.nn.init.normal_(network.straightener.out.weight, std=0.02)
+    model, rng = export_network(network, 64, {}), np.random.default_rng(0)
+    assert export_onnx.check_export(model, network, 64, rng) < 1e-5
+    for weight in (network.straightener.out.bias, network.embedding.bias):
+        with torch.no_grad():
+            weight[0] += 0.1
+        with pytest.raises(DataError, match="differs from PyTorch"):
+            export_onnx.check_export(model, network, 64, rng)
+        with torch.no_grad():
+            weight[0] -= 0.1
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_a_difference_from_pytorch_is_an_error_and_the_old_file_stays(value, checkpoint_path, tmp_path, monkeypatch):
+    needs_packages()
+    output = tmp_path / "network.onnx"
+    output.write_bytes(b"old")
+    monkeypatch.setattr(export_onnx, "export_network", lambda *_: b"")
+    monkeypatch.setattr(export_onnx, "max_difference", lambda *_: value)
+    with pytest.raises(DataError, match=r"differs from PyTorch by (1|nan).*below 0.0001"):
+        export_onnx.main(["--checkpoint", str(checkpoint_path), "--output", str(output)])
+    assert output.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("hidden", export_onnx.PACKAGES)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(hidden, checkpoint_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, hidden, None)
+    with pytest.raises(DataError, match=rf"needs .*{hidden}.*pip install onnx onnxscript onnxruntime"):
+        export_onnx.main(["--checkpoint", str(checkpoint_path)])
+
+
+def test_bad_arguments_are_errors_that_name_them(checkpoint_path, tmp_path, monkeypatch):
+    needs_packages()
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "none")
+    with pytest.raises(DataError, match=r"There is no best\.pt"):
+        export_onnx.main(["--output_path", str(tmp_path)])
+    with pytest.raises(DataError, match=r"no checkpoint .*other\.pt"):
+        export_onnx.main(["--checkpoint", str(tmp_path / "other.pt")])
+    with pytest.raises(DataError, match=r"must end in \.onnx"):
+        export_onnx.main(["--checkpoint", str(checkpoint_path), "--output", str(tmp_path / "network.pt")])
+
+
+def test_made_up_faces_are_the_same_for_the_same_seed_and_of_both_kinds():
+    images = noise_and_smooth_faces(3, 64, np.random.default_rng(0))
+    assert images.shape == (6, 3, 64, 64) and images.dtype == np.uint8
+    np.testing.assert_array_equal(images, noise_and_smooth_faces(3, 64, np.random.default_rng(0)))
+    steps = np.abs(np.diff(images.astype(int), axis=3)).mean(axis=(1, 2, 3))
+    assert steps[:3].min() > 50 and steps[3:].max() < 10

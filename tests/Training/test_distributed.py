@@ -1,0 +1,134 @@
+"""Training in two processes (torchrun, gloo) equals training in one, and nothing waits for ever."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
+from Models.CBAM_Face_attention_Resnet import build_model
+from Script_tools.files import DataError
+from tests import two_processes
+from tests.conftest import ROOT
+from tests.Data_loader.test_triplet_dataset import config as triplet_config  # noqa: F401  (a fixture)
+from Training import distributed
+from Training.distributed import own_device, process_group
+from Training.step import Objective, judge
+
+FRACTIONS = ("triplet_loss", "attention_loss", "attention_iou", "positive_distance", "negative_distance", "hard_share")
+
+
+@pytest.fixture(scope="module")
+def one():
+    return two_processes.runs()
+
+
+def torchrun(script, *options):
+    """Run ``script`` in two processes; one that waits for the other for ever ends in TimeoutExpired."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The figures of two processes, and what they printed."""
+    path = tmp_path_factory.mktemp("two") / "figures.json"
+    printed = torchrun(ROOT / "tests" / "two_processes.py", path)
+    return json.loads(path.read_text()), printed
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "one_process_without_hard", "none_hard", "smaller_than_the_number_of_processes"]
+)
+def test_two_processes_find_what_one_finds(one, two, name):
+    alone, shared = one[name], two[0][name]
+    assert shared["hard_triplets"] == alone["hard_triplets"]
+    assert shared["trained_triplets"] == alone["trained_triplets"]
+    for key in FRACTIONS:
+        assert shared[key] == pytest.approx(alone[key], abs=1e-5), key
+    assert shared["weights"] == pytest.approx(alone["weights"], rel=1e-9)
+
+
+def test_the_cases_are_what_they_say(one):
+    assert one["plain"]["hard_triplets"] > 8 and one["plain"]["stepped"]
+    # of two processes the first has triplets 0 and 1 of each batch, the second 2 and 3, which are easy
+    assert 0 < one["one_process_without_hard"]["hard_triplets"] <= 4
+    assert one["none_hard"]["hard_triplets"] == 0 and not one["none_hard"]["stepped"]
+    assert one["smaller_than_the_number_of_processes"]["hard_triplets"] > 1
+
+
+@pytest.mark.parametrize("name", ["packed", "packed_one_process_without_hard"])
+def test_packed_training_works_in_two_processes(one, two, name):
+    alone, shared = one[name], two[0][name]
+    assert shared["screened_triplets"] == alone["screened_triplets"]
+    assert 0 < shared["trained_triplets"] <= shared["hard_triplets"] and shared["stepped"]
+
+
+def test_rows_are_gathered_in_order_and_one_process_prints(two):
+    figures, printed = two
+    assert figures["gathered"] == [[row] for row in range(7)]
+    assert "process 0 prints" in printed and "process 1 prints" not in printed
+
+
+def test_the_script_runs_in_two_processes_and_one_writes(drawn_options, tmp_path):
+    options = [*drawn_options, "--output_path", tmp_path, "--run_name", "two", "--epochs", 1, "--packed", True]
+    printed = torchrun(ROOT / "train_maskV9.py", *options)
+    assert printed.count("Finished after epoch 1.") == 1
+    with open(tmp_path / "logs" / "two" / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["screened_triplets"] == "24" and 0 <= float(row["masked_auc"]) <= 1
+    assert "2 processes" in (tmp_path / "logs" / "two" / "train.log").read_text()
+
+
+def parts_of(config):
+    loaders = [V9_train_dataloader(config, rank=rank, world_size=3) for rank in range(3)]
+    return [[batch["triplet"].tolist() for batch in loader] for loader in loaders]
+
+
+def test_batches_are_split_not_repeated(triplet_config):  # noqa: F811
+    """18 triplets, batches of 3 x 5: the last has 3; with 16 triplets it has 1, and two processes get none."""
+    for num, last in ((18, [1, 1, 1]), (16, [1, 0, 0])):
+        whole = {**triplet_config, "num_train_triplets": num, "train_batch_size": 5}
+        parts = parts_of(whole)
+        assert [len(part) for part in parts] == [2, 2, 2] and [len(part[-1]) for part in parts] == last
+        together = [[triplet for part in parts for triplet in part[number]] for number in range(2)]
+        alone = [batch["triplet"].tolist() for batch in V9_train_dataloader({**whole, "train_batch_size": 15})]
+        assert together == alone
+
+
+def test_an_empty_part_counts_for_nothing_and_leaves_no_statistics():
+    model = build_model(18, embedding_dim=8).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    batch = {"images": torch.zeros(0, 3, 3, 64, 64, dtype=torch.uint8), "triplet": torch.zeros(0, 3).long(),
+             "targets": torch.zeros(0, 3, 1, 64, 64, dtype=torch.uint8)}  # fmt: skip
+    judged = judge(model, batch, Objective(margin=0.5, embedding_scale=10.0))
+    assert len(judged.triplet.hard) == 0 and judged.attention.shape == (0,) and model.training
+    (judged.triplet.loss + judged.attention.sum()).backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_one_process_needs_no_torchrun(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with process_group("cpu") as device:
+        assert device == torch.device("cpu") and distributed.is_main() and distributed.world_size() == 1
+        rows = np.ones((2, 3))
+        assert distributed.gather_rows(rows) is rows and distributed.from_main(5) == 5
+        model = torch.nn.Linear(1, 1)
+        assert distributed.parallel(model) is model
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [own_device(None, 0), own_device("cuda", 1), own_device("cpu", 1)] == ["cuda:0", "cuda:1", "cpu"]
+    with pytest.raises(DataError, match=r"only 2 GPUs.*--nproc_per_node"):
+        own_device(None, 2)
+    with pytest.raises(DataError, match="--device cuda:1"):
+        own_device("cuda:1", 0)
