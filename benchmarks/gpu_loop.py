@@ -1,0 +1,266 @@
+"""What benchmarks/gpu_check.py measures beyond the step: tests, the whole loop, memory, validation, a training.
+
+Neither dlib nor photographs are needed: faces are drawn, and their 68 landmarks are those of one face for all. Each
+part yields rows, so that what is done is kept when time runs out.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.gpu_step import ALL_HARD, NONE_HARD, Batches, Plan, attempt, made_up, make, step, timed
+from benchmarks.stages import silence
+from config_mask import RECIPES, config
+from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
+from Data_loader.lfw_pairs import PairSet, TestSet
+from Data_loader.teacher_descriptors import cache_path_of, dlib_descriptors
+from Data_loader.triplet_dataset import FaceDataset, FaceLoader
+from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.manifest import COLUMNS, ManifestRow, OutputFolders, output_folders, row_text
+from Data_preprocessing.mask_drawing import choose_mask, draw_attention_target, draw_mask, white_box
+from Data_preprocessing.photo_files import iter_photos, read_photo, write_jpeg
+from Evaluation.scores import evaluate_pairs
+from Script_tools.settings import ROOT
+from Script_tools.workers import usable_processors
+from train_maskV9 import train_one_epoch
+from Training.memory import peak_memory_mb
+from Training.optimizer import make_optimizer
+from Training.setup import Learner, make_objective, prepare_network
+from Training.step import Objective
+
+# one face's, in px of a 256 px chip: left of the middle line; the right half is its mirror image
+JAW = [(38, 92), (40, 116), (44, 140), (50, 163), (60, 185), (74, 204), (90, 218), (108, 228), (128, 231)]
+BROW = [(54, 76), (66, 68), (82, 66), (98, 69), (112, 75)]
+NOSE = [(128, 92), (128, 107), (128, 122), (128, 137), (110, 148), (119, 151), (128, 154), (137, 151), (146, 148)]
+EYE = [(72, 93), (81, 88), (92, 88), (101, 94), (92, 97), (81, 97)]
+MOUTH = [(95, 180), (107, 173), (119, 169), (128, 171), (137, 169), (149, 173), (161, 180), (149, 191), (137, 196),
+         (128, 197), (119, 196), (107, 191), (100, 180), (119, 177), (128, 178), (137, 177), (156, 180), (137, 184),
+         (128, 185), (119, 184)]  # fmt: skip
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def tests(plan: Plan) -> Iterator[dict]:
+    """The tests that need a card."""
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfEP"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "4"]  # one card holds four
+    log = plan.folder / "cuda_tests.log"
+    with open(log, "w") as file:
+        code = subprocess.run([*command, *(["--collect-only"] if plan.tiny else [])], cwd=ROOT, stdout=file,
+                              stderr=subprocess.STDOUT).returncode  # fmt: skip
+    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+    measured = [line[line.index(key) :] for line in lines for key in ("peak ", "random: ", "batch: ") if key in line]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    row = {"tests": "python -m pytest -m cuda", "result": lines[-1] if lines else "nothing", "figures": measured[:6]}
+    yield row | ({"failed": "; ".join(failed)[:2000] or f"exit {code}"} if code else {})
+
+
+# --- the whole loop --------------------------------------------------------------------------------------------------
+
+
+def landmarks() -> np.ndarray:
+    """(68, 2) float32, px of a 256 px chip."""
+    right = [[(256 - x, y) for x, y in part] for part in (JAW[:-1], BROW, EYE)]
+    eye = [right[2][number] for number in (3, 2, 1, 0, 5, 4)]
+    return np.array(JAW + right[0][::-1] + BROW + right[1][::-1] + NOSE + EYE + eye + MOUTH, np.float32)
+
+
+def draw_faces(plan: Plan) -> tuple[OutputFolders, Path]:
+    """Prepared faces of drawn people, 256 px, as Image_processing.py writes them; and their index."""
+    people, photos = (6, 4) if plan.tiny else (60, 16)
+    outputs, index = output_folders(plan.folder / "faces", "drawn"), plan.folder / "faces" / "drawn.csv"
+    if index.exists():
+        return outputs, index
+    with silence():
+        make_sample_faces(plan.folder / "photos", people, photos, workers=usable_processors(), small_every=0)
+    points, rows, lines = landmarks(), [], ["id,name,class"]
+    for number, name in enumerate(iter_photos(plan.folder / "photos")):
+        face = cv2.resize(read_photo(plan.folder / "photos" / name), (256, 256), interpolation=cv2.INTER_AREA)
+        mask = choose_mask(0, name)
+        target = draw_attention_target(points, 256, mask)
+        for folder, image in zip(outputs[:3], (draw_mask(face, points, mask), face, target), strict=True):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_jpeg(folder / name, image)
+        box = white_box(target)
+        rows.append(ManifestRow(name, name, "ok", "", 1, points, box, mask.kind, mask.colour, 0, 256, 1, 1))
+        person, photo = name[:-4].split("/")
+        lines.append(f"{photo},{person},{number // photos}")
+    outputs.manifest.write_text(",".join(COLUMNS) + "\n" + "".join(map(row_text, rows)))
+    index.write_text("\n".join(lines) + "\n")
+    return outputs, index
+
+
+def some_direction(chip: np.ndarray) -> np.ndarray:
+    """In place of dlib's network, which is not there: 128 numbers that hang on the face."""
+    return cv2.resize(chip, (8, 16), interpolation=cv2.INTER_AREA).mean(2).ravel() + 1.0
+
+
+def loop_settings(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
+    """The recipe's settings on the drawn faces."""
+    outputs, index = draw_faces(plan)
+    size, batch = (64, 4) if plan.tiny else {"v9": (256, 20), "best": (112, 64)}[recipe]
+    settings = config | RECIPES[recipe] | {
+        "train_data_path": str(outputs.face_mask),
+        "notmask_data_path": str(outputs.face_notmask),
+        "mask_data_path": str(outputs.mask_notmask),
+        "manifest_path": str(outputs.manifest),
+        "train_data_index": str(index),
+        "num_workers": workers,
+        "image_size": size,
+        "train_batch_size": batch,
+        "num_train_triplets": batch * steps,
+    }  # fmt: skip
+    if plan.tiny:
+        settings |= {"model": 18, "embedding_dim": 16}
+    if settings["teacher"] == "dlib":
+        faces = [line.split(",") for line in index.read_text().split("\n")[1:-1]]
+        names = [f"{person}/{photo}.jpg" for photo, person, _ in faces]
+        with silence():
+            dlib_descriptors(names, outputs.face_notmask, cache_path_of(index), workers=1, compute=some_direction)
+    return settings
+
+
+def loop(plan: Plan) -> Iterator[dict]:
+    """Training with real JPEGs from disk, and the loader alone."""
+    workers = max(1, usable_processors() - 1)
+    for recipe, steps in (("v9", 100), ("best", 100)):
+        for count in dict.fromkeys((workers, max(1, workers // 2))):
+            name = {"loop": recipe, "num_workers": count}
+            yield attempt(name, lambda r=recipe, s=steps, c=count: one_loop(plan, r, c, 3 if plan.tiny else s))
+
+
+def one_loop(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
+    """Images a second of an epoch: the loader alone, with the network, and the network on a batch that is there."""
+    settings = loop_settings(plan, recipe, workers, steps)
+    loader = V9_train_dataloader(settings)
+    with silence():
+        objective = make_objective(settings, loader, plan.device)
+        network = prepare_network(settings, plan.device)
+        optimizer = make_optimizer(settings["optimizer"], network.parameters())
+        optimizer.param_groups[0]["lr"] = 1e-5
+        mean_target = loader.dataset.mean_target() if settings["attention"] == "supervised" else None
+        learner = Learner(network, optimizer, objective._replace(margin=ALL_HARD), plan.device, mean_target)
+        images, data = 3 * settings["num_train_triplets"], next(iter(loader))
+        train_one_epoch(learner, loader)  # starts the processes, and cuDNN's search
+        alone = timed(plan, lambda: [None for _ in loader], images, rounds=2)
+        whole = timed(plan, lambda: train_one_epoch(learner, loader), images, rounds=2)
+        on_card = {key: value if key == "triplet" else value.to(plan.device) for key, value in data.items()}
+        own = Batches([on_card] * steps)
+        own.dataset = loader.dataset
+        synthetic = timed(plan, lambda: train_one_epoch(learner, own), images, rounds=2)
+    share = whole["images_per_second"] / synthetic["images_per_second"]
+    return {"loader_alone": alone["images_per_second"], **whole, "batch_in_memory": synthetic["images_per_second"],
+            "share": share}  # fmt: skip
+
+
+# --- memory, validation, training ------------------------------------------------------------------------------------
+
+
+def memory(plan: Plan) -> Iterator[dict]:
+    """Whether memory stays flat: over epochs, and whether or not triplets are hard."""
+    depth, side, batch = (18, 64, 2) if plan.tiny else (34, 256, 20)
+    for name, margin in (("all triplets hard", ALL_HARD), ("none hard", NONE_HARD)):
+        yield attempt({"memory": name}, lambda m=margin: peak_of(plan, depth, side, batch, m))
+    yield attempt({"memory": "60 epochs"}, lambda: over_epochs(plan, 4 if plan.tiny else 60))
+
+
+def peak_of(plan: Plan, depth: int, side: int, batch: int, margin: float) -> dict:
+    """Peak of three steps."""
+    with silence():
+        learner, data = make(depth, side, plan, Objective(margin, 10.0)), made_up(batch, side, plan.device)
+        train_one_epoch(learner, Batches([data]))
+        train_one_epoch(learner, Batches([data] * 3))
+    return {"peak_memory_mb": peak_memory_mb(plan.device)}
+
+
+def over_epochs(plan: Plan, epochs: int) -> dict:
+    """What is allocated after the third epoch and after the last, on the device and by this process."""
+    settings = loop_settings(plan, "v9", 2, 2) | {"image_size": 64, "model": 18}
+    loader = V9_train_dataloader(settings)
+    with silence():
+        learner = make(18, 64, plan, Objective(0.5, 10.0))
+        test_set, allocated, resident = made_up_pairs(plan, 64, 120), [], []
+        for epoch in range(epochs):
+            loader.batch_sampler.set_epoch(epoch)
+            train_one_epoch(learner, loader)
+            evaluate_pairs(learner.network, test_set, plan.device)
+            allocated.append(torch.cuda.memory_allocated() if plan.device.type == "cuda" else 0)
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    grown = (allocated[-1] - allocated[2]) / 2**20
+    found = {"device_mb": allocated[-1] / 2**20, "device_grown_mb": grown, "process_mb": resident[-1] / 2**20,
+             "process_grown_mb": (resident[-1] - resident[len(resident) // 2]) / 2**20}  # fmt: skip
+    return found | ({"failed": "memory of the device has grown"} if grown > 1 else {})
+
+
+def made_up_pairs(plan: Plan, side: int, num: int) -> TestSet:
+    """Pairs of the drawn faces; of one person and of two in turn."""
+    outputs, index = draw_faces(plan)
+    lines = [line.split(",") for line in index.read_text().split("\n")[1:-1]]
+    faces, people = [f"{person}/{photo}.jpg" for photo, person, _ in lines], np.array([line[1] for line in lines])
+    rng, pairs = np.random.default_rng(0), []
+    for number in range(num):
+        first = int(rng.integers(len(faces)))
+        others = np.flatnonzero((people == people[first]) == (number % 2 == 0))
+        pairs.append((first, int(rng.choice(others[others != first]))))
+    same = np.arange(num) % 2 == 0
+    pair_set = PairSet(outputs.face_notmask, outputs.face_mask, faces, np.array(pairs), same, np.arange(num) * 2 // num,
+                       [(people[a], people[b]) for a, b in pairs], {}, num)  # fmt: skip
+    workers = 0 if plan.tiny else max(1, usable_processors() - 1)
+    folders = outputs.face_notmask, outputs.face_mask
+    return TestSet(pair_set, *(FaceLoader(FaceDataset(f, faces, side), workers, batch_size=64) for f in folders))
+
+
+def validate(plan: Plan) -> Iterator[dict]:
+    """Seconds of a validation: three protocols, each face embedded unmasked and masked."""
+    for depth, side in [(18, 64)] if plan.tiny else [(34, 256), (18, 112)]:
+        yield attempt({"validate": f"ResNet-{depth}, {side} px"}, lambda d=depth, s=side: one_validation(plan, d, s))
+
+
+def one_validation(plan: Plan, depth: int, side: int) -> dict:
+    """Of all drawn faces."""
+    with silence():
+        test_set = made_up_pairs(plan, side, 120 if plan.tiny else 6000)
+        network = prepare_network(config | {"model": depth, "image_size": side}, plan.device).eval()
+        faces = len(test_set.pairs.faces)
+        evaluate_pairs(network, test_set, plan.device)
+        start = time.perf_counter()
+        evaluate_pairs(network, test_set, plan.device)
+        seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        for batch in test_set.unmasked:
+            len(batch)
+        reading = time.perf_counter() - start
+    pairs, rate = len(test_set.pairs.index), 2 * faces / seconds
+    return {
+        "seconds": seconds,
+        "faces": faces,
+        "pairs": pairs,
+        "images_per_second": rate,
+        "loader_alone": faces / reading,
+    }
+
+
+def train(plan: Plan) -> Iterator[dict]:
+    """The best recipe on carried faces, for the time left."""
+    if plan.faces is None:
+        yield {"train": "best", "skipped": "no faces were carried (--faces)"}
+        return
+    minutes = max(0.5, plan.seconds / 60 - 0.7)
+    command = [sys.executable, str(Path(__file__).with_name("gpu_faces.py")), "--train", str(plan.faces),
+               "--minutes", f"{minutes:.1f}", "--out", str(plan.folder)]  # fmt: skip
+    done = subprocess.run([*command, *(["--dry_run"] if plan.tiny else [])], capture_output=True, text=True)
+    row = {"train": "best", "minutes": minutes, "said": done.stdout[-1500:]}
+    yield row | ({"failed": done.stderr[-600:]} if done.returncode else {})
+
+
+PARTS = {part.__name__: part for part in (tests, step, loop, memory, validate, train)}

@@ -1,0 +1,276 @@
+"""The training step on a card: what benchmarks/gpu_check.py measures of it, a row at a time."""
+
+import contextlib
+import functools
+import gc
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import baseline
+from benchmarks.stages import silence
+from config_mask import config
+from Models import CBAM_Face_attention_Resnet as v9
+from train_maskV9 import train_one_epoch
+from Training.memory import peak_memory_mb, reset_peak_memory
+from Training.optimizer import make_optimizer
+from Training.setup import Learner, prepare_network
+from Training.step import Objective
+
+ALL_HARD, NONE_HARD = 1e3, -1e3  # margins
+OWN_CBAM = v9.CBAM.forward
+
+
+class Plan(NamedTuple):
+    """device: where to compute. tiny: a dry run on a CPU, of small sizes. folder: for files. faces: those carried."""
+
+    device: torch.device
+    tiny: bool
+    folder: Path
+    faces: Path | None
+    seconds: float
+
+
+def attempt(rows: dict, measure: Callable[[], dict]) -> dict:
+    """``rows`` with what ``measure`` gives, or with the error it ends in: the other rows of a part go on."""
+    try:
+        return rows | measure()
+    except Exception as error:  # whatever it is, it is this row's result
+        return rows | {"failed": f"{type(error).__name__}: {error}"[:300], "where": traceback.format_exc()[-600:]}
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+
+class Batches(list):
+    """Batches in memory in a loader's place."""
+
+    dataset = SimpleNamespace(names=["person/1.jpg"] * 9999, data_path="made up")
+
+
+def made_up(batch: int, side: int, device: torch.device) -> dict:
+    """A batch of noise on the device: images (batch, 3, 3, side, side) and targets, uint8."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch, 3, 3, side, side), dtype=torch.uint8, generator=rng)
+    targets = torch.randint(2, (batch, 3, 1, side, side), dtype=torch.uint8, generator=rng) * 255
+    on_card = {"images": images.to(device), "targets": targets.to(device)}
+    return on_card | {"triplet": torch.arange(3 * batch).view(batch, 3) % 9999}
+
+
+def make(depth: int, side: int, plan: Plan, objective: Objective, **changes: object) -> Learner:
+    """A learner of the recipe with ``changes``."""
+    settings = config | {"model": depth, "image_size": side} | changes
+    torch.manual_seed(0)
+    network = prepare_network(settings, plan.device)
+    optimizer = make_optimizer(settings["optimizer"], network.parameters())
+    optimizer.param_groups[0]["lr"] = 1e-4  # so small that the steps stay alike
+    objective = objective._replace(precision=settings["precision"])
+    return Learner(network, optimizer, objective, plan.device, torch.full((1, 1, side, side), 0.5))
+
+
+def cbam_by_amax(self: v9.CBAM, x: torch.Tensor) -> torch.Tensor:
+    """CBAM with a reduction over the map in place of adaptive_max_pool2d."""
+    mean, maximum = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    x = x * torch.sigmoid(self.channel(mean) + self.channel(maximum))
+    return x * torch.sigmoid(self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+
+
+def cbam_in_one_call(self: v9.CBAM, x: torch.Tensor) -> torch.Tensor:
+    """And with the perceptron called once for mean and maximum."""
+    both = torch.cat([x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)])
+    mean, maximum = self.channel(both).chunk(2)
+    x = x * torch.sigmoid(mean + maximum)
+    return x * torch.sigmoid(self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+
+
+@contextlib.contextmanager
+def cbam(forward: Callable | None) -> Iterator[None]:
+    """CBAM computes by ``forward`` inside the block."""
+    v9.CBAM.forward = forward or OWN_CBAM
+    try:
+        yield
+    finally:
+        v9.CBAM.forward = OWN_CBAM
+
+
+def timed(plan: Plan, run: Callable[[], None], images: int, rounds: int = 3) -> dict:
+    """Images a second: the median, and the least and the most of the rounds; peak memory."""
+    rates = []
+    reset_peak_memory(plan.device)
+    for _ in range(1 if plan.tiny else rounds):
+        synchronize(plan.device)
+        start = time.perf_counter()
+        run()
+        synchronize(plan.device)
+        rates.append(images / (time.perf_counter() - start))
+    found = {"images_per_second": statistics.median(rates), "least": min(rates), "most": max(rates)}
+    return found | {"peak_memory_mb": peak_memory_mb(plan.device)}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def one_step(plan: Plan, depth: int, side: int, batch: int, forward: Callable | None = None, targets: int | None = None,
+             classes: bool = False, weight: float = 1.0, **changes: object) -> dict:  # fmt: skip
+    """The recipe's step on noise that lies on the device, with one thing changed."""
+    objective = Objective(ALL_HARD, config["embedding_scale"], triplet_weight=weight)
+    if classes:
+        objective = objective._replace(classes=torch.arange(9999) // 4)
+    with cbam(forward), silence():
+        learner, data = make(depth, side, plan, objective, **changes), made_up(batch, side, plan.device)
+        if targets:
+            small = F.interpolate(data["targets"].flatten(0, 1).float(), (targets, targets), mode="area")
+            data["targets"] = small.round().byte().unflatten(0, (batch, 3))
+            learner.mean_target = torch.full((1, 1, targets, targets), 0.5)
+        start = time.perf_counter()
+        train_one_epoch(learner, Batches([data]))
+        first = time.perf_counter() - start
+        steps = 2 if plan.tiny else 20
+        train_one_epoch(learner, Batches([data] * 2))
+        found = timed(plan, lambda: train_one_epoch(learner, Batches([data] * steps)), 3 * batch * steps)
+        if forward:
+            found |= {"largest_difference": difference(forward, plan.device)}
+        return found | {"first_step_s": first, "host_waits_a_step": host_waits(plan, learner, data)}
+
+
+def difference(forward: Callable, device: torch.device) -> float:
+    """The largest difference of a block's output, and of its gradient, from CBAM's own, in float32."""
+    torch.manual_seed(0)
+    block, outputs = v9.CBAM(64).to(device), []
+    x = torch.randn(4, 64, 9, 7, device=device)
+    for way in (forward, OWN_CBAM):
+        own = x.clone().requires_grad_()
+        out = way(block, own)
+        outputs.append((out.detach(), torch.autograd.grad(out.square().sum(), own)[0]))
+    return max(float((a - b).abs().max()) for a, b in zip(*outputs, strict=True))
+
+
+def host_waits(plan: Plan, learner: Learner, data: dict) -> float | None:
+    """How often a step makes the host wait for the device: the difference of six steps and two."""
+    if plan.device.type != "cuda":
+        return None
+    counts = []
+    for steps in (2, 6):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                train_one_epoch(learner, Batches([data] * steps))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in caught))
+    return (counts[1] - counts[0]) / 4
+
+
+def first_code(plan: Plan, depth: int, side: int, batch: int, tf32: bool) -> dict:
+    """Three forward passes in float32, the attention loss image by image on the host."""
+    data = made_up(batch, side, torch.device("cpu"))
+    network = v9.build_model(depth, config["embedding_dim"]).to(plan.device).train()
+    optimizer = make_optimizer(config["optimizer"], network.parameters())
+    optimizer.param_groups[0]["lr"] = 1e-4
+    floats = [(part.float() - 127.5) / 127.5 for part in data["images"].unbind(1)]
+    losses = {"margin": ALL_HARD, "embedding_scale": config["embedding_scale"]}
+
+    def run(steps: int = 1 if plan.tiny else 5) -> None:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=tf32):
+            for _ in range(steps):
+                baseline.train_step(network, floats, data["targets"][:, :, 0].numpy(), optimizer, plan.device, **losses)
+
+    run(1)
+    return timed(plan, run, 3 * batch * (1 if plan.tiny else 5))
+
+
+def rate_of_products(plan: Plan, dtype: torch.dtype, tf32: bool = False) -> dict:
+    """TFLOP/s of a large matrix product."""
+    side = 8192 if plan.device.type == "cuda" else 256
+    a = torch.randn(side, side, device=plan.device).to(dtype)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        found = timed(plan, lambda: [a @ a for _ in range(10)], 10 * 2 * side**3)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return {"tflops": found["images_per_second"] / 1e12}
+
+
+def step(plan: Plan) -> Iterator[dict]:
+    """Images a second of the training step, ours and otherwise."""
+    yield attempt({"step": "matrix product, bfloat16"}, lambda: rate_of_products(plan, torch.bfloat16))
+    yield attempt({"step": "matrix product, TF32"}, lambda: rate_of_products(plan, torch.float32, True))
+    yield attempt({"step": "matrix product, float32"}, lambda: rate_of_products(plan, torch.float32))
+    sizes = [(18, 64, 2)] if plan.tiny else [(34, 256, 20), (34, 256, 64), (18, 112, 64)]
+    for depth, side, batch in sizes:
+        name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets"}
+        yield attempt(name | {"step": "ours"}, lambda d=depth, s=side, b=batch: one_step(plan, d, s, b))
+        if (depth, batch) == (sizes[0][0], sizes[0][2]):
+            yield attempt(name | {"step": "operations an image"}, lambda d=depth, s=side: operations(plan, d, s))
+            yield attempt(name | {"step": "profile"}, lambda d=depth, s=side, b=batch: profile(plan, d, s, b))
+    (depth, side, batch), last = sizes[0], sizes[-1]
+    ways = {
+        "three forwards, float32, TF32 on": functools.partial(first_code, plan, tf32=True),
+        "three forwards, float32, TF32 off": functools.partial(first_code, plan, tf32=False),
+        "ours, float32 (TF32 in convolutions)": functools.partial(one_step, plan, precision="float32"),
+        "amax for adaptive_max_pool2d": functools.partial(one_step, plan, forward=cbam_by_amax),
+        "amax, one perceptron call": functools.partial(one_step, plan, forward=cbam_in_one_call),
+        "targets of the map's size": functools.partial(one_step, plan, targets=-(-side // 32)),
+        "activation checkpointing": functools.partial(one_step, plan, activation_checkpointing=True),
+        "compile": functools.partial(one_step, plan, compile=True),
+    }
+    for way, measure in ways.items():
+        if not (plan.tiny and way == "compile"):  # minutes on a CPU
+            name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets", "step": way}
+            yield attempt(name, lambda m=measure: m(depth=depth, side=side, batch=batch))
+    depth, side, batch = last
+    name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets"}
+    for way, options in {
+        "triplets sought in the batch": {"classes": True},
+        "amax, one perceptron call": {"forward": cbam_in_one_call},
+        "three forwards, float32, TF32 on": None,
+    }.items():
+        run = (
+            functools.partial(one_step, plan, **options) if options else functools.partial(first_code, plan, tf32=True)
+        )
+        yield attempt(name | {"step": way}, lambda m=run: m(depth=depth, side=side, batch=batch))
+
+
+def operations(plan: Plan, depth: int, side: int) -> dict:
+    """GFLOP of a step, forward and backward, for each image, and operators a step."""
+    learner = make(depth, side, plan, Objective(ALL_HARD, config["embedding_scale"]))
+    data = made_up(2, side, plan.device)
+    with silence(), FlopCounterMode(display=False) as counter:
+        train_one_epoch(learner, Batches([data]))
+    return {"gflop_an_image": counter.get_total_flops() / 6 / 1e9}
+
+
+def profile(plan: Plan, depth: int, side: int, batch: int) -> dict:
+    """The ten kernels that a step spends most time in, and how many it launches."""
+    learner = make(depth, side, plan, Objective(ALL_HARD, config["embedding_scale"]))
+    data, cuda = made_up(batch, side, plan.device), plan.device.type == "cuda"
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
+    with silence():
+        train_one_epoch(learner, Batches([data] * 3))
+        with torch.profiler.profile(activities=kinds) as found:
+            train_one_epoch(learner, Batches([data] * 3))
+            synchronize(plan.device)
+    attribute = "self_device_time_total" if cuda else "self_cpu_time_total"
+    events = [
+        event for event in found.key_averages() if not cuda or event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    total = sum(getattr(event, attribute) for event in events) or 1
+    most = sorted(events, key=lambda event: -getattr(event, attribute))[:10]
+    kernels = [f"{getattr(e, attribute) / total:.1%} {e.count / 3:.0f} x {e.key[:70]}" for e in most]
+    return {"device_ms_a_step": total / 3e3, "kernels_a_step": sum(e.count for e in events) / 3, "kernels": kernels}
