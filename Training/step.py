@@ -133,7 +133,8 @@ def find_hard(judged: Judged, batch: dict, dataset) -> Hard:
         if of_images is not None:
             losses = losses + of_images.detach().sum()
     images = batch["images"].shape[:2].numel()
-    here = torch.stack([hard.sum(), (~torch.isfinite(losses)).long(), hard.new_tensor(images, dtype=torch.int64)])
+    number = torch.full((), images, device=hard.device)  # filled there: the host need not wait, as with a copy
+    here = torch.stack([hard.sum(), (~torch.isfinite(losses)).long(), number])
     everywhere = all_sum(here.clone())
     counts = torch.cat([here, everywhere, hard.long()]).cpu()
     num, broken, _, total, broken_anywhere, total_images = counts[:6].tolist()

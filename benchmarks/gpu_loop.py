@@ -77,7 +77,7 @@ def landmarks() -> np.ndarray:
 
 def draw_faces(plan: Plan) -> tuple[OutputFolders, Path]:
     """Prepared faces of drawn people, 256 px, as Image_processing.py writes them; and their index."""
-    people, photos = (6, 4) if plan.tiny else (60, 16)
+    people, photos = (6, 4) if plan.tiny else (40, 10)
     outputs, index = output_folders(plan.folder / "faces", "drawn"), plan.folder / "faces" / "drawn.csv"
     if index.exists():
         return outputs, index
@@ -133,10 +133,10 @@ def loop_settings(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
 def loop(plan: Plan) -> Iterator[dict]:
     """Training with real JPEGs from disk, and the loader alone."""
     workers = max(1, usable_processors() - 1)
-    for recipe, steps in (("v9", 100), ("best", 100)):
-        for count in dict.fromkeys((workers, max(1, workers // 2))):
+    for count in dict.fromkeys((workers, max(1, workers // 2))):
+        for recipe in ("v9", "best"):
             name = {"loop": recipe, "num_workers": count}
-            yield attempt(name, lambda r=recipe, s=steps, c=count: one_loop(plan, r, c, 3 if plan.tiny else s))
+            yield attempt(name, lambda r=recipe, c=count: one_loop(plan, r, c, 3 if plan.tiny else 40))
 
 
 def one_loop(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
@@ -152,12 +152,12 @@ def one_loop(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
         learner = Learner(network, optimizer, objective._replace(margin=ALL_HARD), plan.device, mean_target)
         images, data = 3 * settings["num_train_triplets"], next(iter(loader))
         train_one_epoch(learner, loader)  # starts the processes, and cuDNN's search
-        alone = timed(plan, lambda: [None for _ in loader], images, rounds=2)
+        alone = timed(plan, lambda: [None for _ in loader], images, rounds=1)
         whole = timed(plan, lambda: train_one_epoch(learner, loader), images, rounds=2)
         on_card = {key: value if key == "triplet" else value.to(plan.device) for key, value in data.items()}
         own = Batches([on_card] * steps)
         own.dataset = loader.dataset
-        synthetic = timed(plan, lambda: train_one_epoch(learner, own), images, rounds=2)
+        synthetic = timed(plan, lambda: train_one_epoch(learner, own), images, rounds=1)
     share = whole["images_per_second"] / synthetic["images_per_second"]
     return {"loader_alone": alone["images_per_second"], **whole, "batch_in_memory": synthetic["images_per_second"],
             "share": share}  # fmt: skip
@@ -189,7 +189,7 @@ def over_epochs(plan: Plan, epochs: int) -> dict:
     loader = V9_train_dataloader(settings)
     with silence():
         learner = make(18, 64, plan, Objective(0.5, 10.0))
-        test_set, allocated, resident = made_up_pairs(plan, 64, 120), [], []
+        test_set, allocated, resident = made_up_pairs(plan, 64, 120, faces=60, workers=0), [], []
         for epoch in range(epochs):
             loader.batch_sampler.set_epoch(epoch)
             train_one_epoch(learner, loader)
@@ -202,22 +202,22 @@ def over_epochs(plan: Plan, epochs: int) -> dict:
     return found | ({"failed": "memory of the device has grown"} if grown > 1 else {})
 
 
-def made_up_pairs(plan: Plan, side: int, num: int) -> TestSet:
-    """Pairs of the drawn faces; of one person and of two in turn."""
+def made_up_pairs(plan: Plan, side: int, num: int, faces: int = 10_000, workers: int | None = None) -> TestSet:
+    """Pairs of the first ``faces`` drawn faces; of one person and of two in turn."""
     outputs, index = draw_faces(plan)
-    lines = [line.split(",") for line in index.read_text().split("\n")[1:-1]]
-    faces, people = [f"{person}/{photo}.jpg" for photo, person, _ in lines], np.array([line[1] for line in lines])
+    lines = [line.split(",") for line in index.read_text().split("\n")[1:-1]][:faces]
+    names, people = [f"{person}/{photo}.jpg" for photo, person, _ in lines], np.array([line[1] for line in lines])
     rng, pairs = np.random.default_rng(0), []
     for number in range(num):
-        first = int(rng.integers(len(faces)))
+        first = int(rng.integers(len(names)))
         others = np.flatnonzero((people == people[first]) == (number % 2 == 0))
         pairs.append((first, int(rng.choice(others[others != first]))))
     same = np.arange(num) % 2 == 0
-    pair_set = PairSet(outputs.face_notmask, outputs.face_mask, faces, np.array(pairs), same, np.arange(num) * 2 // num,
+    pair_set = PairSet(outputs.face_notmask, outputs.face_mask, names, np.array(pairs), same, np.arange(num) * 2 // num,
                        [(people[a], people[b]) for a, b in pairs], {}, num)  # fmt: skip
-    workers = 0 if plan.tiny else max(1, usable_processors() - 1)
+    workers = (0 if plan.tiny else max(1, usable_processors() - 1)) if workers is None else workers
     folders = outputs.face_notmask, outputs.face_mask
-    return TestSet(pair_set, *(FaceLoader(FaceDataset(f, faces, side), workers, batch_size=64) for f in folders))
+    return TestSet(pair_set, *(FaceLoader(FaceDataset(f, names, side), workers, batch_size=64) for f in folders))
 
 
 def validate(plan: Plan) -> Iterator[dict]:

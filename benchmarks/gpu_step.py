@@ -219,32 +219,26 @@ def step(plan: Plan) -> Iterator[dict]:
         if (depth, batch) == (sizes[0][0], sizes[0][2]):
             yield attempt(name | {"step": "operations an image"}, lambda d=depth, s=side: operations(plan, d, s))
             yield attempt(name | {"step": "profile"}, lambda d=depth, s=side, b=batch: profile(plan, d, s, b))
-    (depth, side, batch), last = sizes[0], sizes[-1]
-    ways = {
-        "three forwards, float32, TF32 on": functools.partial(first_code, plan, tf32=True),
-        "three forwards, float32, TF32 off": functools.partial(first_code, plan, tf32=False),
-        "ours, float32 (TF32 in convolutions)": functools.partial(one_step, plan, precision="float32"),
-        "amax for adaptive_max_pool2d": functools.partial(one_step, plan, forward=cbam_by_amax),
-        "amax, one perceptron call": functools.partial(one_step, plan, forward=cbam_in_one_call),
-        "targets of the map's size": functools.partial(one_step, plan, targets=-(-side // 32)),
-        "activation checkpointing": functools.partial(one_step, plan, activation_checkpointing=True),
-        "compile": functools.partial(one_step, plan, compile=True),
-    }
-    for way, measure in ways.items():
-        if not (plan.tiny and way == "compile"):  # minutes on a CPU
-            name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets", "step": way}
-            yield attempt(name, lambda m=measure: m(depth=depth, side=side, batch=batch))
-    depth, side, batch = last
-    name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets"}
-    for way, options in {
-        "triplets sought in the batch": {"classes": True},
-        "amax, one perceptron call": {"forward": cbam_in_one_call},
-        "three forwards, float32, TF32 on": None,
-    }.items():
-        run = (
-            functools.partial(one_step, plan, **options) if options else functools.partial(first_code, plan, tf32=True)
-        )
-        yield attempt(name | {"step": way}, lambda m=run: m(depth=depth, side=side, batch=batch))
+    old = functools.partial(first_code, plan)
+    ours = functools.partial(one_step, plan)
+    ways = [
+        (sizes[0], "three forwards, float32, TF32 on", functools.partial(old, tf32=True)),
+        (sizes[0], "three forwards, float32, TF32 off", functools.partial(old, tf32=False)),
+        (sizes[0], "ours, float32 (TF32 in convolutions)", functools.partial(ours, precision="float32")),
+        (sizes[0], "amax for adaptive_max_pool2d", functools.partial(ours, forward=cbam_by_amax)),
+        (sizes[0], "amax, one perceptron call", functools.partial(ours, forward=cbam_in_one_call)),
+        (sizes[0], "targets of the map's size", functools.partial(ours, targets=-(-sizes[0][1] // 32))),
+        (sizes[0], "activation checkpointing", functools.partial(ours, activation_checkpointing=True)),
+        (sizes[0], "ours, again", ours),
+        (sizes[-1], "triplets sought in the batch", functools.partial(ours, classes=True)),
+        (sizes[-1], "amax, one perceptron call", functools.partial(ours, forward=cbam_in_one_call)),
+        (sizes[-1], "three forwards, float32, TF32 on", functools.partial(old, tf32=True)),
+    ]
+    if not plan.tiny:  # minutes on a CPU
+        ways.append((sizes[0], "compile", functools.partial(ours, compile=True)))
+    for (depth, side, batch), way, measure in ways:
+        name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets", "step": way}
+        yield attempt(name, lambda m=measure, d=depth, s=side, b=batch: m(depth=d, side=s, batch=b))
 
 
 def operations(plan: Plan, depth: int, side: int) -> dict:
