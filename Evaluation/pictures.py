@@ -59,7 +59,7 @@ def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figu
 def plot_roc(evaluations: dict, path: str | Path, title: str = "") -> None:
     """Write the ROC curves of several protocols as one PNG: AUC in the legend, an inset with logarithmic FAR.
 
-    ``evaluations``: {protocol: Evaluation of validate_on_LFW.py}.
+    ``evaluations``: {protocol: Evaluation of scores.py}.
     """
     with saved_figure(path, 6.5, 6) as figure:
         axes = figure.subplots()

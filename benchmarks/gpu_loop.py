@@ -51,7 +51,7 @@ MOUTH = [(95, 180), (107, 173), (119, 169), (128, 171), (137, 169), (149, 173), 
 
 def tests(plan: Plan) -> Iterator[dict]:
     """The tests that need a card."""
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfEP"]
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short", "-rfEP"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "4"]  # one card holds four
     log = plan.folder / "cuda_tests.log"
@@ -59,9 +59,15 @@ def tests(plan: Plan) -> Iterator[dict]:
         code = subprocess.run([*command, *(["--collect-only"] if plan.tiny else [])], cwd=ROOT, stdout=file,
                               stderr=subprocess.STDOUT).returncode  # fmt: skip
     lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
-    measured = [line[line.index(key) :] for line in lines for key in ("peak ", "random: ", "batch: ") if key in line]
+    measured = {
+        line[line.index(key) :]: None for line in lines for key in ("peak ", "random: ", "batch: ") if key in line
+    }
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    row = {"tests": "python -m pytest -m cuda", "result": lines[-1] if lines else "nothing", "figures": measured[:6]}
+    row = {
+        "tests": "python -m pytest -m cuda",
+        "result": next((line for line in reversed(lines) if "passed" in line or "selected" in line), "nothing"),
+        "figures": list(measured)[:6],
+    }
     yield row | ({"failed": "; ".join(failed)[:2000] or f"exit {code}"} if code else {})
 
 

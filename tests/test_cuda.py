@@ -359,9 +359,9 @@ def host_waits(batches, objective):
     return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
-@pytest.mark.parametrize(("mining", "at_most"), [("random", 4), ("batch", 10)])
+@pytest.mark.parametrize(("mining", "at_most"), [("random", 1), ("batch", 10)])
 def test_a_step_makes_the_host_wait_a_few_times_only(mining, at_most):
-    """By reading: 2 (a number to the card and find_hard's counts from it), in a mined batch 4 to 6 for its shapes."""
+    """find_hard's counts come from the card; in a mined batch its shapes too."""
     objective = OBJECTIVE if mining == "random" else OBJECTIVE._replace(classes=torch.arange(12) // 3)
     host_waits(1, objective)  # what waits only at the first use of a kernel
     few, many = host_waits(2, objective), host_waits(6, objective)

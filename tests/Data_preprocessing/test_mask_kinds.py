@@ -19,7 +19,7 @@ from Data_preprocessing.mask_geometry import (
     face_outline,
     flat_mask_outline,
 )
-from tests.Data_preprocessing.test_masks import LANDMARKS, SIZE, chip, inside
+from tests.Data_preprocessing.test_mask_drawing import LANDMARKS, SIZE, chip, inside
 
 WORN = ALL_KINDS[1:]
 
