@@ -135,8 +135,7 @@ def train_one_epoch(
         The epoch's figures, named as in metrics.csv. Losses are means over the hard triplets trained on; hard
         triplets, distances (of embeddings of length ``embedding_scale``) and IoU are of all triplets, as first seen.
 
-    Raises:
-        DataError: the loss is not finite; the message lists the batch's files.
+    Raises DataError, listing the batch's files, where the loss is not finite.
     """
     learner.model.train()
     reset_peak_memory(learner.device)

@@ -127,15 +127,11 @@ def process_photos(
         photos: 'person/file' below the settings' ``data_path``: a list in any order, or an iterator sorted as
             ``iter_photos`` does.
         workers: processes; 1 works in this one.
-        total: how many photos an iterator gives, for the bar.
-        whole: of a shard's run, the final manifest.
+        total: how many photos an iterator gives, for the bar. whole: of a shard's run, the final manifest.
 
-    Returns:
-        How many of the photos are ok, no_face and unreadable, those done before included.
-
-    Raises:
-        DataError: the outputs were made with other settings, another run is writing them, the landmark model is
-            missing, a worker died, or nothing can be written.
+    Returns how many of the photos are ok, no_face and unreadable, those done before included. Raises DataError if the
+    outputs were made with other settings, another run is writing them, the landmark model is missing, a worker died, or
+    nothing can be written.
     """
     if settings.mask_kinds:
         check_kinds(settings.mask_kinds)
