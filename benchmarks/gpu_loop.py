@@ -84,19 +84,20 @@ def landmarks() -> np.ndarray:
 def draw_faces(plan: Plan) -> tuple[OutputFolders, Path]:
     """Prepared faces of drawn people, 256 px, as Image_processing.py writes them; and their index."""
     people, photos = (6, 4) if plan.tiny else (40, 10)
-    outputs, index = output_folders(plan.folder / "faces", "drawn"), plan.folder / "faces" / "drawn.csv"
+    folder = plan.folder.parent / "drawn"  # for all parts
+    outputs, index = output_folders(folder, "drawn"), folder / "drawn.csv"
     if index.exists():
         return outputs, index
     with silence():
-        make_sample_faces(plan.folder / "photos", people, photos, workers=usable_processors(), small_every=0)
+        make_sample_faces(folder / "photos", people, photos, workers=usable_processors(), small_every=0)
     points, rows, lines = landmarks(), [], ["id,name,class"]
-    for number, name in enumerate(iter_photos(plan.folder / "photos")):
-        face = cv2.resize(read_photo(plan.folder / "photos" / name), (256, 256), interpolation=cv2.INTER_AREA)
+    for number, name in enumerate(iter_photos(folder / "photos")):
+        face = cv2.resize(read_photo(folder / "photos" / name), (256, 256), interpolation=cv2.INTER_AREA)
         mask = choose_mask(0, name)
         target = draw_attention_target(points, 256, mask)
-        for folder, image in zip(outputs[:3], (draw_mask(face, points, mask), face, target), strict=True):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_jpeg(folder / name, image)
+        for place, image in zip(outputs[:3], (draw_mask(face, points, mask), face, target), strict=True):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            write_jpeg(place / name, image)
         box = white_box(target)
         rows.append(ManifestRow(name, name, "ok", "", 1, points, box, mask.kind, mask.colour, 0, 256, 1, 1))
         person, photo = name[:-4].split("/")

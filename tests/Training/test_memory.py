@@ -15,10 +15,13 @@ from Models.CBAM_Face_attention_Resnet import build_model, frozen_statistics
 from Script_tools.files import DataError
 from Script_tools.settings import check_config
 from tests.tiny_training import tiny_network
+from tests.two_processes import Loader
 from Training import run as training_run
 from Training import setup as training_setup
 from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.run import TrainingRun
+from Training.setup import Learner
+from Training.step import Objective
 
 STATM = Path("/proc/self/statm")
 CPU = torch.device("cpu")
@@ -119,3 +122,34 @@ def test_other_errors_are_left_alone():
 def test_compile_and_checkpointing_are_refused_together():
     with pytest.raises(DataError, match="compile and activation_checkpointing"):
         check_config({**config, "compile": True, "activation_checkpointing": True})
+
+
+def most_saved(margin: float) -> int:
+    """The most bytes that autograd keeps at any moment of an epoch of three batches."""
+    alive = most = 0
+
+    class Saved:
+        def __init__(self, tensor):
+            nonlocal alive, most
+            self.tensor, self.size = tensor.detach(), tensor.nbytes  # with its graph it would be a circle
+            alive += self.size
+            most = max(most, alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= self.size
+
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8, generator=rng)
+    batch = {"images": images, "targets": images[:, :, :1], "triplet": torch.arange(6).view(2, 3)}
+    network = build_model(18, embedding_dim=8)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
+    learner = Learner(network, optimizer, Objective(margin, 10.0), torch.device("cpu"), torch.full((1, 1, 64, 64), 0.5))
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        train_maskV9.train_one_epoch(learner, Loader([batch] * 3))
+    return most
+
+
+def test_a_batch_without_hard_triplets_keeps_nothing_for_the_next():
+    # no backward pass frees its graph: it must not live on while the next batch passes forward
+    assert most_saved(margin=-1e3) <= 1.01 * most_saved(margin=1e3)
