@@ -50,25 +50,21 @@ MOUTH = [(95, 180), (107, 173), (119, 169), (128, 171), (137, 169), (149, 173), 
 
 
 def tests(plan: Plan) -> Iterator[dict]:
-    """The tests that need a card."""
+    """The tests that need a card; what they print is the part's output."""
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short", "-rfEP"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "4"]  # one card holds four
-    log = plan.folder / "cuda_tests.log"
-    with open(log, "w") as file:
-        code = subprocess.run([*command, *(["--collect-only"] if plan.tiny else [])], cwd=ROOT, stdout=file,
-                              stderr=subprocess.STDOUT).returncode  # fmt: skip
-    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
-    measured = {
-        line[line.index(key) :]: None for line in lines for key in ("peak ", "random: ", "batch: ") if key in line
-    }
+    command += ["--collect-only"] if plan.tiny else []
+    lines, row = [], {"tests": "python -m pytest -m cuda"}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            lines += line.replace("\r", "\n").splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    row = {
-        "tests": "python -m pytest -m cuda",
-        "result": next((line for line in reversed(lines) if "passed" in line or "selected" in line), "nothing"),
-        "figures": list(measured)[:6],
-    }
-    yield row | ({"failed": "; ".join(failed)[:2000] or f"exit {code}"} if code else {})
+    row["result"] = next((line for line in reversed(lines) if "passed" in line or "selected" in line), "nothing")
+    signs = ("peak ", "random: ", "batch: ")
+    row["figures"] = list(dict.fromkeys(line[line.index(s) :] for line in lines for s in signs if s in line))[:6]
+    yield row | ({"failed": "; ".join(failed)[:2000] or f"exit {running.returncode}"} if running.returncode else {})
 
 
 # --- the whole loop --------------------------------------------------------------------------------------------------
@@ -201,7 +197,7 @@ def over_epochs(plan: Plan, epochs: int) -> dict:
             loader.batch_sampler.set_epoch(epoch)
             train_one_epoch(learner, loader)
             evaluate_pairs(learner.network, test_set, plan.device)
-            allocated.append(torch.cuda.memory_allocated() if plan.device.type == "cuda" else 0)
+            allocated.append(torch.cuda.memory_allocated(plan.device) if plan.device.type == "cuda" else 0)
             resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     grown = (allocated[-1] - allocated[2]) / 2**20
     found = {"device_mb": allocated[-1] / 2**20, "device_grown_mb": grown, "process_mb": resident[-1] / 2**20,

@@ -126,9 +126,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def one_step(plan: Plan, depth: int, side: int, batch: int, forward: Callable | None = None, targets: int | None = None,
-             classes: bool = False, weight: float = 1.0, **changes: object) -> dict:  # fmt: skip
+             classes: bool = False, **changes: object) -> dict:  # fmt: skip
     """The recipe's step on noise that lies on the device, with one thing changed."""
-    objective = Objective(ALL_HARD, config["embedding_scale"], triplet_weight=weight)
+    objective = Objective(ALL_HARD, config["embedding_scale"])
     if classes:
         objective = objective._replace(classes=torch.arange(9999) // 4)
     with cbam(forward), silence():
@@ -242,7 +242,7 @@ def step(plan: Plan) -> Iterator[dict]:
 
 
 def operations(plan: Plan, depth: int, side: int) -> dict:
-    """GFLOP of a step, forward and backward, for each image, and operators a step."""
+    """GFLOP of a step, forward and backward, for each image."""
     learner = make(depth, side, plan, Objective(ALL_HARD, config["embedding_scale"]))
     data = made_up(2, side, plan.device)
     with silence(), FlopCounterMode(display=False) as counter:
