@@ -11,7 +11,6 @@ step       the training step on noise in memory: ours, the first code's, and ide
 loop       training with JPEGs from disk, and the loader alone: V9 and `best`
 memory     flat over 60 epochs, and the same whether triplets are hard or not
 validate   seconds of a validation
-train      with --faces FOLDER (made by gpu_faces.py, where it is): the best recipe for the time left
 
 Exit code: 0 if no part failed, else 1.
 """
@@ -37,7 +36,7 @@ from Script_tools.files import DataError, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 
 # of the time given, at most so much for each part; what one leaves is the next one's too
-SHARES = {"tests": 0.45, "step": 0.3, "loop": 0.3, "memory": 0.2, "validate": 0.15, "train": 1.0}
+SHARES = {"tests": 0.45, "step": 0.3, "loop": 0.3, "memory": 0.2, "validate": 0.15}
 HIDDEN = ("failed", "where", "kernels", "figures", "said", "result")  # columns that are told below a table
 
 
@@ -47,8 +46,6 @@ def run_part(args: argparse.Namespace) -> None:
         choose_device("cpu" if args.dry_run else args.device),
         args.dry_run,
         args.out / f"{args.part}_files",
-        args.faces,
-        args.seconds,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -62,9 +59,8 @@ def run_apart(name: str, args: argparse.Namespace, seconds: float) -> dict:
     file = args.out / f"{name}.json"
     file.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).resolve()), "--out", str(args.out), "--part", name]
-    command += ["--seconds", f"{seconds:.0f}", *(["--dry_run"] if args.dry_run else [])]
+    command += ["--dry_run"] if args.dry_run else []
     command += ["--device", args.device] if args.device else []
-    command += ["--faces", str(args.faces)] if args.faces else []
     start = time.monotonic()
     log = args.out / f"{name}.log"
     # threads that spin for each other on cores that others use too make a step 50 times slower
@@ -84,8 +80,6 @@ def run_apart(name: str, args: argparse.Namespace, seconds: float) -> dict:
             process.wait()
     rows = json.loads(file.read_text()) if file.exists() else []
     status = "out of time" if code is None else "failed" if code or any("failed" in row for row in rows) else "ok"
-    if status == "ok" and rows and all("skipped" in row for row in rows):
-        status = "skipped"
     last = log.read_text(errors="replace").replace("\r", "\n").splitlines()[-30:] if status != "ok" else []
     return {"part": name, "status": status, "seconds": time.monotonic() - start, "rows": rows, "output": last}
 
@@ -160,11 +154,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--minutes", type=float, default=7.5, help="for all parts together (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="default: all")
-    parser.add_argument("--faces", type=Path, metavar="FOLDER", help="faces to train on, for the part train")
     parser.add_argument("--dry_run", action="store_true", help="every part on the CPU, with tiny sizes")
     parser.add_argument("--device", help="cuda, cuda:1 (default: cuda)")
     parser.add_argument("--part", choices=PARTS, metavar="PART", help="run this one in this process")
-    parser.add_argument("--seconds", type=float, default=60.0, help="with --part: that it has")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu_check.py measures beyond the step: tests, the whole loop, memory, validation, a training.
+"""What benchmarks/gpu_check.py measures beyond the step: tests, the whole loop, memory, validation.
 
 Neither dlib nor photographs are needed: faces are drawn, and their 68 landmarks are those of one face for all. Each
 part yields rows, so that what is done is kept when time runs out.
@@ -166,7 +166,7 @@ def one_loop(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
             "share": share}  # fmt: skip
 
 
-# --- memory, validation, training ------------------------------------------------------------------------------------
+# --- memory, validation ------------------------------------------------------------------------------------
 
 
 def memory(plan: Plan) -> Iterator[dict]:
@@ -253,17 +253,4 @@ def one_validation(plan: Plan, depth: int, side: int) -> dict:
     }
 
 
-def train(plan: Plan) -> Iterator[dict]:
-    """The best recipe on carried faces, for the time left."""
-    if plan.faces is None:
-        yield {"train": "best", "skipped": "no faces were carried (--faces)"}
-        return
-    minutes = max(0.5, plan.seconds / 60 - 0.7)
-    command = [sys.executable, str(Path(__file__).with_name("gpu_faces.py")), "--train", str(plan.faces),
-               "--minutes", f"{minutes:.1f}", "--out", str(plan.folder)]  # fmt: skip
-    done = subprocess.run([*command, *(["--dry_run"] if plan.tiny else [])], capture_output=True, text=True)
-    row = {"train": "best", "minutes": minutes, "said": done.stdout[-1500:]}
-    yield row | ({"failed": done.stderr[-600:]} if done.returncode else {})
-
-
-PARTS = {part.__name__: part for part in (tests, step, loop, memory, validate, train)}
+PARTS = {part.__name__: part for part in (tests, step, loop, memory, validate)}

@@ -31,13 +31,11 @@ OWN_CBAM = v9.CBAM.forward
 
 
 class Plan(NamedTuple):
-    """device: where to compute. tiny: a dry run on a CPU, of small sizes. folder: for files. faces: those carried."""
+    """device: where to compute. tiny: a dry run on a CPU, of small sizes. folder: for files."""
 
     device: torch.device
     tiny: bool
     folder: Path
-    faces: Path | None
-    seconds: float
 
 
 def attempt(rows: dict, measure: Callable[[], dict]) -> dict:
