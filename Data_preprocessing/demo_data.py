@@ -1,9 +1,9 @@
 """The demo's data: drawn people, prepared by the scripts that prepare photos."""
 
-import os
 from pathlib import Path
 
 from config_mask import DEMO_FACES
+from Script_tools.workers import usable_processors
 
 
 def prepare_demo(config: dict) -> None:
@@ -13,7 +13,7 @@ def prepare_demo(config: dict) -> None:
     from Data_preprocessing.Make_sample_faces import make_sample_faces
 
     raw, test, pairs = config["raw_data_path"], config["LFW_data_path"], config["LFW_pairs"]
-    n, seed, workers = DEMO_FACES, config["seed"], os.cpu_count() or 1
+    n, seed, workers = DEMO_FACES, config["seed"], usable_processors()
     print("demo 1/4: drawing people to train on, and others to test on")
     if not Path(f"{raw}_killed").exists():  # once photos were set aside, drawing would bring them back
         make_sample_faces(raw, n["train_people"], n["train_photos"], seed=seed, workers=workers)

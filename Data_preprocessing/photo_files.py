@@ -1,4 +1,4 @@
-"""Photos in folders: list them, read them, and write files whole or not at all."""
+"""Photos in folders: which files are photos, reading them, writing JPEGs."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What the network says of aligned faces, and a small head on it that tells whether a face seems masked."""
+"""A small head on the network's pooled features that tells whether a face seems masked."""
 
 import numpy as np
 import torch

@@ -24,7 +24,7 @@ def usable_processors() -> int:
 
 def start_worker() -> None:
     """Prepare a worker process: one core, Ctrl-C left to the parent, and an end when the parent is killed."""
-    import cv2  # here: whoever takes a lock need not wait for it
+    import cv2  # here: who only counts processors need not wait for it
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
