@@ -25,7 +25,7 @@ from Data_preprocessing.photo_files import photos_of, read_photo, split_files
 from Evaluation.calibration import decide, protocol_of
 from Evaluation.embed import faces_as_seen, read_faces
 from Evaluation.pictures import ShownFace, plot_comparison, shortened
-from Models.checkpoint import SHIPPED, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Models.checkpoint import SHIPPED, faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Models.mask_head import mask_probability
 from Script_tools.files import DataError, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
@@ -37,6 +37,10 @@ DETECTORS = {
     "hog upsampled": "dlib's HOG detector on the photo at twice its size",
     "hog lenient": "dlib's HOG detector, below its usual threshold",
     "cnn": "dlib's CNN detector",
+    "yunet": "YuNet",
+    "yunet upsampled": "YuNet on the photo at twice its size",
+    "yunet framed": "YuNet on the photo with a border around it",
+    "yunet lenient": "YuNet, below its usual threshold",
     "whole image": "none of dlib's detectors; the whole image is taken, for it looks like an aligned crop",
 }
 WEARING = {None: "", True: "masked", False: "unmasked"}
@@ -92,7 +96,7 @@ class Comparer:
         checkpoint = load_checkpoint(path)
         self.path, self.device, self.far = path, device, far
         self.network = network_from_checkpoint(checkpoint, path).to(device)
-        self.aligner = aligner_for(predictor_path, checkpoint["config"]["image_size"])
+        self.aligner = aligner_for(predictor_path, **faces_of(checkpoint["config"]))
         self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
         self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
         for protocol in SIDES if self.thresholds else ():

@@ -22,6 +22,8 @@ config = {
     "cache_path": "Datasets/cache",  # aligned test faces, made once
     "output_path": ".",  # logs/, Model_training_checkpoints/ and ROC_images/ are written here
     "predictor_path": "Data_preprocessing/shape_predictor_68_face_landmarks.dat",  # dlib's 68-landmark model
+    "detector": "dlib",  # which finds and aligns faces: dlib (68 landmarks), yunet (OpenCV's, five points)
+    "padding": 0.25,  # room around an aligned face, as a share of its size
     # --- faces as they are shown; the recipe: as they were prepared, all masked ------------------------------------
     "mask_kinds": ["flat"],  # flat, surgical, cloth, printed, black, respirator: drawn by Image_processing.py, or anew
     "masks": "stored",  # stored: the faces of train_data_path; new: drawn anew on notmask_data_path's each time
@@ -34,6 +36,8 @@ config = {
     "test_masks": "flat",  # of test faces: one kind; kinds: all; realigned: all, and the face found anew; as_is: none
     # ^ is drawn, the photos show real ones
     # --- network ----------------------------------------------------------------------------------------------------
+    "trunk": "resnet",  # resnet; dlib, sface: networks that have seen millions of faces; both: side by side
+    "dlib_weight": 0.75,  # both: of dlib's squared distance in theirs; SFace's has the rest
     "model": 34,  # depth of the ResNet: 18, 34, 50, 101, 152
     "attention": "supervised",  # face attention branch: none, free (without target), supervised
     "attention_weight": 1.0,  # of the attention loss in the total loss
@@ -46,7 +50,7 @@ config = {
     "embedding_scale": 10.0,  # length of an embedding while training; 1 when validating
     "margin": 0.5,  # on that scale
     "triplet_weight": 1.0,  # of the triplet loss in the total loss
-    "teacher": "none",  # dlib: its descriptor of the unmasked face is the target for the face, masked or not
+    "teacher": "none",  # dlib, sface, both: its descriptor of the unmasked face is the target, masked or not
     "teacher_centred": False,  # take its mean descriptor off first: its cone of directions becomes a whole sphere
     "teacher_weight": 1.0,  # of the squared distance to that target in the total loss
     # --- training ---------------------------------------------------------------------------------------------------
@@ -98,11 +102,32 @@ BEST = {
     "rate_decay": "cosine",
     "precision": "bfloat16",
 }
+TRUNKS = {
+    **BEST,
+    "trunk": "both",
+    "teacher": "both",
+    "teacher_centred": False,
+    "attention_weight": 0.02,
+    "detector": "yunet",
+    "padding": 0.625,
+    "image_size": 168,
+    "embedding_dim": 256,
+    "jitter": 1.0,
+    "photo_jitter": 0.3,
+    "mix": 0.35,
+    "mining": "random",
+    "triplets": "new",
+    "train_batch_size": 64,
+    "learning_rate_schedule": [(0, 0.0004)],
+}
 RECIPES = {
     "best": BEST,
     # goes on from a best.pt of "best" (--init_from PATH): as much jitter as a mask causes, half of the faces blended
     "best_on": {**BEST, "jitter": 1.0, "mix": 0.5, "learning_rate_schedule": [(0, 0.0011)]},
     "best_on_unblended": {**BEST, "jitter": 1.0, "learning_rate_schedule": [(0, 0.0011)]},
+    # dlib's network and SFace side by side, each trained on from its own weights to see through masks what it sees
+    # without; the faces are prepared so (--image_size 168 --padding 0.625 --detector yunet)
+    "trunks": TRUNKS,
     "v9": {},
     "plain": {"cbam": False, "attention": "none"},
     "cbam": {"attention": "none"},

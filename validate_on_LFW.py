@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Evaluation.pictures import plot_roc, write_pictures
 from Evaluation.scores import AS_IS, PROTOCOLS, evaluate_lfw, format_table, pair_distances, score_pairs
-from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint, require
+from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
 from Script_tools.files import file_errors, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
@@ -81,7 +81,7 @@ def main(argv=None) -> dict:
     start = time.perf_counter()
     # size and, unless another is asked for, seed of the training run: its test faces may be aligned and masked already
     seed = trained_with["seed"] if args.seed is None else config["seed"]
-    same = {"image_size": trained_with["image_size"], "seed": seed}
+    same = {**faces_of(checkpoint["config"]), "seed": seed}
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     if args.as_is:
         settings["test_masks"] = "as_is"

@@ -113,6 +113,8 @@ def _test_set(
         config["predictor_path"],
         usable_processors(),
         suite=config["test_masks"],
+        padding=config["padding"],
+        detector=config["detector"],
     )
     pairs = pairs.without_people(trained_people)
     if not len(pairs.index):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import draw_attention_target, draw_mask, random_mask
 
 # At jitter = 1, the deviations measured between the alignment of 141 LFW photos and that of the same photos with drawn
@@ -29,11 +30,12 @@ class Augmentation(NamedTuple):
     jitter: float = 0.0
     photo_jitter: float = 0.0
     mix: float = 0.0
+    padding: float = PADDING
 
     @property
     def changes(self) -> bool:
         """False if every face is shown as it was prepared."""
-        return self != Augmentation(mask_kinds=self.mask_kinds)
+        return self != Augmentation(mask_kinds=self.mask_kinds, padding=self.padding)
 
     def unmasked(self, rng: np.random.Generator) -> bool:
         """Whether the next face is shown without a mask."""
@@ -56,6 +58,7 @@ def of_config(config: dict) -> Augmentation:
         jitter=config["jitter"],
         photo_jitter=config["photo_jitter"],
         mix=config["mix"],
+        padding=config["padding"],
     )
 
 
@@ -116,7 +119,8 @@ def similarity(size: int, how: Augmentation, rng: np.random.Generator) -> np.nda
         return None
     turn, grow, right, down = rng.normal(0, how.jitter, 4)
     matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), turn * ROTATION, float(np.exp(grow * SCALE)))
-    matrix[:, 2] += np.array([right, down]) * SHIFT * size
+    chip = size * (1 + 2 * PADDING) / (1 + 2 * how.padding)  # with the usual padding, of which SHIFT is a share
+    matrix[:, 2] += np.array([right, down]) * SHIFT * chip
     if mirrored:
         matrix[0] = -matrix[0]
         matrix[0, 2] += size - 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from Data_loader.triplet_dataset import FaceLoader
 from Data_preprocessing.align_photos import process_photos
+from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.manifest import OutputFolders, output_folders, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.pairs_file import Pairs, Photo, read_pairs
@@ -93,11 +94,13 @@ def prepare_pairs(
     predictor_path: str | Path,
     workers: int | None = None,
     suite: str = "flat",
+    padding: float = PADDING,
+    detector: str = "dlib",
 ) -> PairSet:
     """Align and mask every photo of the pairs that the cache does not hold yet, and return the pairs that can be used.
 
     The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``, with ``-<suite>`` behind it for
-    all but flat masks; a photo in it is made again when its source changed. While another run is writing the cache,
+    all but flat masks, and what else is not the recipe's; a photo in it is made again when its source changed. While another run is writing the cache,
     this one waits for it, up to an hour. Where all is cached neither dlib nor the photos themselves are needed.
 
     Args:
@@ -106,6 +109,7 @@ def prepare_pairs(
         image_size: px, of the square faces.
         seed: of the drawn masks.
         workers: processes; None: one a processor.
+        padding, detector: how faces are aligned, as FaceAligner takes them.
         suite: key of ``SUITES``. 'as_is' is for photos of real masks: there ``face_mask`` is ``face_notmask``.
 
     Raises:
@@ -115,11 +119,12 @@ def prepare_pairs(
         raise DataError(f"test_masks = {suite!r}: must be one of {', '.join(SUITES)}")
     pairs = read_pairs(pairs_path)
     wanted = {*pairs.first, *pairs.second}
-    outputs = cache_folders(data_path, cache_path, image_size, seed, suite)
+    outputs = cache_folders(data_path, cache_path, image_size, seed, suite, padding, detector)
     photos = find_photos(wanted, lambda person: _photos_on_disk(data_path, person))
     if photos:
+        cut = {"padding": padding, "detector": detector, **SUITES[suite]}
         settings = AlignmentSettings(
-            Path(data_path), outputs, image_size, seed, predictor_path, check_content=True, **SUITES[suite]
+            Path(data_path), outputs, image_size, seed, predictor_path, check_content=True, **cut
         )
         desc = f"test faces of {Path(data_path).name}"
         _when_free(lambda: process_photos(settings, photos.values(), workers or usable_processors(), desc))
@@ -151,10 +156,17 @@ def _when_free(action: Callable[[], object]) -> None:
 
 
 def cache_folders(
-    data_path: str | Path, cache_path: str | Path, image_size: int, seed: int, suite: str
+    data_path: str | Path,
+    cache_path: str | Path,
+    image_size: int,
+    seed: int,
+    suite: str,
+    padding: float = PADDING,
+    detector: str = "dlib",
 ) -> OutputFolders:
     """Where the aligned faces of a photo folder are kept; ``suite`` is a key of SUITES, or another word."""
     name = f"{Path(data_path).name}-{image_size}px-seed{seed}" + (f"-{suite}" if suite != "flat" else "")
+    name += (f"-padding{padding:g}" if padding != PADDING else "") + (f"-{detector}" if detector != "dlib" else "")
     outputs = output_folders(Path(cache_path) / name, "test")
     return outputs._replace(face_mask=outputs.face_notmask) if suite in UNDRAWN else outputs
 

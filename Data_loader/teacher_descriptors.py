@@ -1,4 +1,6 @@
-"""dlib's descriptors of the unmasked faces, a teacher for the network: computed once, by any number of workers, cached.
+"""A teacher's descriptors of the unmasked faces: computed once, by any number of workers, cached.
+
+Teachers are dlib's face recognition network and OpenCV's SFace, each as it comes.
 
 The cache is one file that only grows: a mark of 16 bytes, then a record (RECORD, 540 bytes) for each face computed; of
 several records of a face the last one holds. A run that is killed loses the faces under way, and perhaps half a record,
@@ -19,13 +21,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.photo_files import decode_photo
-from Models.dlib_face_network import CHIP_SIZE, DIMENSIONS, NETWORK_URL, find_network, load_dlib_network
+from Models.dlib_face_network import CHIP_SIZE, DIMENSIONS
+from Models.face_trunks import FaceTrunks
 from Script_tools.files import DataError, check_space, file_errors, write_whole
 from Script_tools.run_lock import locked
 from Script_tools.workers import map_chunks, usable_processors
 
-MARK = b"dlib-faces v1\r\n\0"
+NAMES = {"dlib": "dlib", "sface": "SFace"}
 RECORD = np.dtype(
     [
         ("key", "<u8"),  # of the face's name
@@ -36,59 +40,69 @@ RECORD = np.dtype(
     ]
 )
 CHUNK = 16  # faces that a worker takes at once: about a seventh of a second of work
+MARK_LENGTH = 16  # bytes
 BLOCK = 65536  # records that are gathered at once
 
 Compute = Callable[[np.ndarray], np.ndarray]
 Task = tuple[str, np.ndarray | None]  # face, and its (1,) record if only the file's time has changed
 
 
-def cache_path_of(index_path: str | Path) -> Path:
-    """Where the descriptors of an index's faces are cached: beside the index."""
+def mark_of(network: str) -> bytes:
+    """What a cache of a network's descriptors begins with, 16 bytes."""
+    return f"{network}-faces v1\r\n".encode().ljust(16, b"\0")[:16]
+
+
+def cache_path_of(index_path: str | Path, network: str = "dlib", padding: float = PADDING) -> Path:
+    """Where a network's descriptors of an index's faces are cached: beside the index."""
     index_path = Path(index_path)
-    return index_path.with_name(f"{index_path.stem}_dlib.bin")
+    wide = f"_padding{padding:g}" if padding != PADDING else ""
+    return index_path.with_name(f"{index_path.stem}_{network}{wide}.bin")
 
 
-def dlib_descriptors(
+def face_descriptors(
     faces: Sequence[str],
     folder: str | Path,
     cache_path: str | Path,
     workers: int | None = None,
     compute: Compute | None = None,
+    network: str = "dlib",
+    padding: float = PADDING,
 ) -> np.ndarray:
-    """dlib's descriptors of faces, from the cache; those that it lacks are computed first and added.
+    """A network's descriptors of faces, from the cache; those that it lacks are computed first and added.
 
     A face is taken from the cache if its file has the size and the time of change it had then. If only the time
     differs, the file is read, and computed again if its CRC-32 differs too. Faces in the cache that are not asked for
-    are kept. dlib itself is not needed: its network runs in PyTorch (Models/dlib_face_network.py).
+    are kept. dlib itself is not needed: its network runs in PyTorch (Models/face_trunks.py).
 
     Args:
-        faces: 'person/file.jpg' below ``folder``: unmasked faces of any square size as FaceAligner cuts them out; its
-            padding of 0.25 is that of the chips that dlib's network was trained on.
+        faces: 'person/file.jpg' below ``folder``: unmasked faces of any square size as FaceAligner cuts them out with
+            this ``padding``.
         workers: processes; None: one per core; 1 works in this one.
-        compute: (150, 150, 3) uint8 RGB -> (128,) of any length, in place of dlib's network; must be picklable.
+        compute: (S, S, 3) uint8 RGB face -> (128,) of any length, in place of the network; must be picklable.
+        network: 'dlib' or 'sface'.
 
     Returns:
         (N, 128) float32, rows of unit length, in the order of ``faces``.
 
     Raises:
-        DataError: faces are missing or broken (after all the others were computed; it names the first five), dlib's
-            network is missing, another run is writing the cache, a worker died, or nothing can be written.
+        DataError: faces are missing or broken (after all the others were computed; it names the first five), the
+            network's file is missing, another run is writing the cache, a worker died, or nothing can be written.
     """
     folder, cache_path = Path(folder), Path(cache_path)
     keys, stats = face_keys(faces), file_stats(faces, folder)
     with file_errors(cache_path):
-        records = read_cache(cache_path)
+        records = read_cache(cache_path, network)
         rows = last_rows(records, keys)
         current, _ = compare(records, rows, stats)
     if not current.all():
         needed = RECORD.itemsize * int((~current).sum())
         with file_errors(cache_path, lambda: needed), locked(cache_path.with_suffix(".lock")):
             check_space(needed, cache_path.parent)
-            problems = add_missing(faces, keys, stats, folder, cache_path, workers, compute)
-            records = read_cache(cache_path)
+            problems = add_missing(faces, keys, stats, folder, cache_path, workers, compute, network, padding)
+            records = read_cache(cache_path, network)
         if problems:
             raise DataError(
-                f"{len(problems):,} of the {len(faces):,} faces of dlib's descriptors cannot be read: "
+                f"{len(problems):,} of the {len(faces):,} faces of {NAMES[network]}'s descriptors cannot be read: "
                 f"{'; '.join(problems[:5])}{'; ...' if len(problems) > 5 else ''}. Prepare the faces again with "
                 "Data_preprocessing/Image_processing.py. The descriptors of the others are kept"
             )
@@ -114,20 +128,21 @@ def file_stats(faces: Sequence[str], folder: Path) -> np.ndarray:
     return stats
 
 
-def read_cache(cache_path: Path) -> np.ndarray:
+def read_cache(cache_path: Path, network: str = "dlib") -> np.ndarray:
     """The whole records of the cache, (R,) RECORD, mapped from the file: they are read when looked at.
 
     Raises DataError if the file is something else.
     """
     try:
         with open(cache_path, "rb") as file:
-            mark, size = file.read(len(MARK)), os.fstat(file.fileno()).st_size
+            mark, size = file.read(MARK_LENGTH), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return np.empty(0, RECORD)
-    if mark != MARK:
-        raise DataError(f"{cache_path} is no cache of dlib's descriptors: remove it, or give another place.")
-    count = (size - len(MARK)) // RECORD.itemsize
-    return np.memmap(cache_path, RECORD, "r", len(MARK), count) if count else np.empty(0, RECORD)
+    if mark != mark_of(network):
+        name = NAMES[network]
+        raise DataError(f"{cache_path} is no cache of {name}'s descriptors: remove it, or give another place.")
+    count = (size - MARK_LENGTH) // RECORD.itemsize
+    return np.memmap(cache_path, RECORD, "r", MARK_LENGTH, count) if count else np.empty(0, RECORD)
 
 
 def last_rows(records: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -163,25 +178,29 @@ def add_missing(
     cache_path: Path,
     workers: int | None,
     compute: Compute | None,
+    network: str,
+    padding: float,
 ) -> list[str]:
     """Compute the faces that the cache lacks and append them to it. Returns a text for each face that is broken."""
     if not cache_path.exists():
-        write_whole(cache_path, MARK)
-    records = read_cache(cache_path)  # another run may have added some before this one took the lock
+        write_whole(cache_path, mark_of(network))
+    records = read_cache(cache_path, network)  # another run may have added some before this one took the lock
     rows = last_rows(records, keys)
     current, touched = compare(records, rows, stats)
     todo = np.flatnonzero(~current)
     todo = todo[np.sort(np.unique(keys[todo], return_index=True)[1])]
     if compute is None:
-        find_network()  # told before any process is started
-        compute = dlib_descriptor
+        own_network(network, padding)  # what is missing is told before any process is started
+        compute = partial(descriptor, network=network, padding=padding)
     tasks = ((faces[row], np.array(records[rows[row], None]) if touched[row] else None) for row in todo)
     num_workers = min(workers or usable_processors(), -(-len(todo) // CHUNK))
-    os.truncate(cache_path, len(MARK) + len(records) * RECORD.itemsize)
+    os.truncate(cache_path, MARK_LENGTH + len(records) * RECORD.itemsize)
     work, problems = partial(describe_chunk, folder=folder, compute=compute), []
     with (
-        tqdm(total=len(faces), initial=len(faces) - len(todo), desc="dlib's descriptors", unit="face") as bar,
-        closing(map_chunks(work, tasks, CHUNK, num_workers, "computed dlib's descriptors")) as chunks,
+        tqdm(
+            total=len(faces), initial=len(faces) - len(todo), desc=f"{NAMES[network]}'s descriptors", unit="face"
+        ) as bar,
+        closing(map_chunks(work, tasks, CHUNK, num_workers, f"computed {NAMES[network]}'s descriptors")) as chunks,
         open(cache_path, "ab") as file,
     ):
         for made, broken in chunks:
@@ -207,22 +226,22 @@ def describe(face: str, known: np.ndarray | None, folder: Path, compute: Compute
         with open(path, "rb") as file:
             data, stat = file.read(), os.fstat(file.fileno())
         crc32 = zlib.crc32(data)
-        chip = None if known is not None and known["crc32"][0] == crc32 else to_chip_size(decode_photo(data, path))
+        face_image = None if known is not None and known["crc32"][0] == crc32 else decode_photo(data, path)
     except OSError as error:
         return f"{path} ({error.strerror or error})"
     except DataError as error:
         return str(error)
-    if chip is not None:
-        record["descriptor"] = unit_row(compute(chip))
+    if face_image is not None:
+        record["descriptor"] = unit_row(compute(face_image))
     record["key"], record["crc32"] = face_keys([face]), crc32
     record["bytes"], record["mtime_ns"] = len(data), stat.st_mtime_ns
     return record
 
 
-def to_chip_size(face: np.ndarray) -> np.ndarray:
-    """A square (S, S, 3) uint8 RGB face at the (150, 150, 3) that dlib's network takes."""
-    shrinks = face.shape[0] > CHIP_SIZE
-    return cv2.resize(face, (CHIP_SIZE, CHIP_SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+def to_size(face: np.ndarray, side: int) -> np.ndarray:
+    """A square (S, S, 3) uint8 RGB face in ``side`` px."""
+    shrinks = face.shape[0] > side
+    return cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 def unit_row(descriptor: np.ndarray) -> np.ndarray:
@@ -234,23 +253,20 @@ def unit_row(descriptor: np.ndarray) -> np.ndarray:
     return (descriptor / length).astype(np.float32)
 
 
-@lru_cache(maxsize=1)
-def load_network() -> Compute:
-    """The process's network, loaded when the first face needs it. Raises DataError if it is missing or damaged."""
+@lru_cache
+def own_network(network: str, padding: float) -> FaceTrunks:
+    """The process's network with its own weights, loaded when the first face needs it.
+
+    Raises DataError if its file is missing or damaged.
+    """
     if multiprocessing.parent_process():
         torch.set_num_threads(1)  # the processes are the parallelism
-    try:
-        network = load_dlib_network(find_network())
-    except DataError as error:
-        raise DataError(f"{error} Delete it and download {NETWORK_URL} again.") from error
-
-    @torch.inference_mode()
-    def describe_chip(chip: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(chip.transpose(2, 0, 1)[None].copy()))[0].numpy()
-
-    return describe_chip
+    return FaceTrunks(network, "none", padding).load_own_weights().eval()
 
 
-def dlib_descriptor(chip: np.ndarray) -> np.ndarray:
-    """(128,) float32 descriptor of a (150, 150, 3) uint8 RGB chip, of length 1.3 to 1.6."""
-    return load_network()(chip)
+@torch.inference_mode()
+def descriptor(face: np.ndarray, network: str = "dlib", padding: float = PADDING) -> np.ndarray:
+    """(128,) float32 unit descriptor of a square (S, S, 3) uint8 RGB face."""
+    side = round(CHIP_SIZE * (1 + 2 * padding) / (1 + 2 * PADDING))
+    image = torch.from_numpy(to_size(face, side).transpose(2, 0, 1)[None].copy())
+    return own_network(network, padding)(image)[0][0].numpy()

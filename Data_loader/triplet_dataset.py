@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from Data_loader.augmentation import Augmentation, change, new_mask, random_numbers
 from Data_loader.face_files import decode, read_face, read_target, resized
-from Data_loader.teacher_descriptors import to_chip_size
+from Data_loader.teacher_descriptors import to_size
+from Data_preprocessing.face_alignment import PADDING
 from Models.dlib_face_network import CHIP_SIZE
 from Script_tools.files import DataError
 
@@ -72,8 +73,8 @@ class TrainDataset(FaceSet):
         targets: (3, 1, S, S) uint8, 0 or 255, white = face above the mask; absent without ``mask_data_path``
         triplet: (3,) int64, the rows
     A batch, where ``how`` blends faces, also
-        blends: (M, 3, 150, 150) uint8 RGB, the blended faces before they were masked and moved, as dlib's network takes
-            them: a blend is a new face, whose descriptor nobody knows yet
+        blends: (M, 3, s, s) uint8 RGB, the blended faces before they were masked and moved, in the size in which
+            dlib's network sees its 150 px: a blend is a new face, whose descriptor nobody knows yet
         blended: (M,) int64, which of the batch's images these are
 
     Args:
@@ -102,6 +103,7 @@ class TrainDataset(FaceSet):
         self.mask_data_path = None if mask_data_path is None else str(mask_data_path)
         self.notmask_data_path = None if notmask_data_path is None else str(notmask_data_path)
         self.how, self.landmarks, self.seed = how, landmarks, seed
+        self.blend_size = round(CHIP_SIZE * (1 + 2 * how.padding) / (1 + 2 * PADDING))
         self._as_prepared = not how.changes
 
     def batch(self, triplets: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -131,9 +133,10 @@ class TrainDataset(FaceSet):
             for image, row in enumerate(rows if targets is not None else ()):
                 self._read_target(row, targets[image])
         if self.how.mix:
-            batch["blends"] = empty(len(blends), 3, CHIP_SIZE, CHIP_SIZE)
+            side = self.blend_size
+            batch["blends"] = empty(len(blends), 3, side, side)
             for blend, chip in zip(blends.values(), batch["blends"].numpy(), strict=True):
-                cv2.split(to_chip_size(blend), [chip[0], chip[1], chip[2]])
+                cv2.split(to_size(blend, side), [chip[0], chip[1], chip[2]])
             batch["blended"] = torch.tensor(list(blends), dtype=torch.int64)
         return {**batch, "triplet": torch.tensor(rows, dtype=torch.int64).view(-1, 3)}
 

@@ -120,6 +120,8 @@ def main(argv: list[str] | None = None) -> Counter:
         config["seed"],
         config["predictor_path"],
         tuple(config["mask_kinds"]),
+        padding=config["padding"],
+        detector=config["detector"],
     )
     photos = iter_photos(data_path, people, with_folders=True)
     if shard:

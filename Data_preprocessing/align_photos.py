@@ -37,9 +37,11 @@ CHUNK = 8  # photos that a worker takes at once
 
 
 @lru_cache(maxsize=1)
-def aligner_for(predictor_path: str | Path, image_size: int, padding: float = PADDING) -> FaceAligner:
+def aligner_for(
+    predictor_path: str | Path, image_size: int, padding: float = PADDING, detector: str = "dlib"
+) -> FaceAligner:
     """The process's aligner, made when the first photo needs it: a run with nothing to do never loads dlib."""
-    return FaceAligner(predictor_path, image_size, padding=padding)
+    return FaceAligner(predictor_path, image_size, padding=padding, detector=detector)
 
 
 def process_photo(source: str, face: str, settings: AlignmentSettings) -> ManifestRow:
@@ -55,7 +57,7 @@ def process_photo(source: str, face: str, settings: AlignmentSettings) -> Manife
     except DataError as error:
         row = row._replace(reason=one_line(error.__cause__ or error))
     else:
-        aligner = aligner_for(settings.predictor_path, settings.image_size, settings.padding)
+        aligner = aligner_for(settings.predictor_path, settings.image_size, settings.padding, settings.detector)
         row, images = align_and_mask(photo, row, settings, aligner)
     for folder, image in zip(settings.outputs[:3], images or (None,) * 3, strict=True):
         if image is None:  # there may be one, made when the photo was another

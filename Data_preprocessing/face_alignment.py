@@ -1,4 +1,7 @@
-"""dlib: find a face in a photo, its 68 landmarks, and its upright chip. dlib is imported when an aligner is made."""
+"""Find a face in a photo, its 68 landmarks, and its upright chip, with dlib or with OpenCV's YuNet as detector.
+
+dlib is imported when an aligner is made; its landmarks are needed with either detector.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -9,6 +12,7 @@ import cv2
 import numpy as np
 
 from Script_tools.files import DLIB_MODELS_URL, DataError, find_dlib_model
+from Script_tools.opencv_models import find_opencv_model
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
@@ -34,11 +38,25 @@ CHIP_THRESHOLD = -1.5
 CHIP_FACE, CHIP_MARGIN = 160, 60  # px: the face, twice what the detector needs; the room around it that it wants
 CHIP_OVERLAP = 0.5  # of the found box and the expected one: intersection over union
 
+YUNET_NAMES = ("face_detection_yunet_2023mar_int8bq.onnx", "face_detection_yunet_2023mar.onnx")
+YUNET_SCORE, YUNET_NMS, YUNET_TOP = 0.6, 0.3, 50  # the least score; overlap of two boxes of one face; boxes at most
+YUNET_LEAST = 16  # px of the shorter side of what it looks at
+YUNET_LENIENT_SCORE = 0.3  # where nothing else is found
+YUNET_SIDE = 640  # px; it sees faces of 10 to 300 px, so a larger photo is looked at smaller first
+# YuNet's five points (eyes, nose, corners of the mouth; left to right as one sees them) in dlib's chip of 112 px with a
+# padding of 0.25: medians of 139 faces of training people
+FIVE_POINTS = np.array([(35.3, 33.7), (76.5, 33.7), (55.8, 56.5), (38.0, 74.8), (73.5, 75.5)])
+
 # what is tried, in order, until a face is found
 CHAINS = {
     "hog": ("hog", "hog upsampled"),  # training photos: quick, and hardly ever something that is no face
     "full": ("hog", "hog upsampled", "hog lenient", "cnn"),  # faces behind masks as well
     "any": ("hog", "hog upsampled", "hog lenient", "cnn", "whole image"),  # a photo is a face, found or not
+}
+YUNET_CHAINS = {
+    "hog": ("yunet", "yunet upsampled"),
+    "full": ("yunet", "yunet upsampled", "yunet framed", "yunet lenient"),
+    "any": ("yunet", "yunet upsampled", "yunet framed", "yunet lenient", "whole image"),
 }
 
 
@@ -47,7 +65,7 @@ class AlignedFace(NamedTuple):
 
     chip: (S, S, 3) uint8 RGB. landmarks: (68, 2) float32, chip pixels (they may lie outside the chip).
     box: the face's box (left, top, right, bottom) in photo pixels. num_faces: how many the detector found.
-    photo_landmarks: (68, 2) float32, photo pixels. detector: the entry of ``CHAINS`` that found the face.
+    photo_landmarks: (68, 2) float32, photo pixels. detector: the entry of a chain that found the face.
     """
 
     chip: np.ndarray
@@ -80,10 +98,24 @@ def load_cnn(path: Path):
         ) from error
 
 
+class Found(NamedTuple):
+    """A face that a detector sees: its box, and where it gives them its five points, (5, 2) float64; photo pixels."""
+
+    box: Box
+    points: np.ndarray | None = None
+
+
 class FaceAligner:
     """Finds the main face of a photo and cuts it out upright. Holds dlib's models (about 100 MB)."""
 
-    def __init__(self, predictor_path: str | Path, image_size: int, chain: str = "hog", padding: float = PADDING):
+    def __init__(
+        self,
+        predictor_path: str | Path,
+        image_size: int,
+        chain: str = "hog",
+        padding: float = PADDING,
+        detector: str = "dlib",
+    ):
         """Load the landmark model; the CNN detector is loaded when the first photo needs it.
 
         Args:
@@ -91,9 +123,10 @@ class FaceAligner:
             image_size: side of the chips in px.
             chain: key of ``CHAINS``: which detectors are tried, in order, until one finds a face.
             padding: room around the face, as a share of its size.
+            detector: 'dlib' or 'yunet', whose five points align the face; chains of the same names are its own.
 
         Raises:
-            DataError: dlib is not installed; the landmark model is missing or damaged.
+            DataError: dlib is not installed; the landmark model or YuNet's is missing or damaged.
         """
         try:
             import dlib
@@ -104,6 +137,8 @@ class FaceAligner:
             ) from error
 
         self.image_size, self.chain, self.padding = image_size, chain, padding
+        self.chains = YUNET_CHAINS if detector == "yunet" else CHAINS
+        self.yunet = load_yunet(find_opencv_model(YUNET_NAMES, "face detector YuNet")) if detector == "yunet" else None
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])
         self.detector = dlib.get_frontal_face_detector()
         path, url = find_model(predictor_path), f"{DLIB_MODELS_URL}/{MODEL_NAMES['landmark model']}.bz2"
@@ -132,14 +167,21 @@ class FaceAligner:
         Returns:
             The face, or None if no detector of the chain finds one.
         """
+        photo = np.ascontiguousarray(photo)
+        faces, detector = self.find(photo, chain or self.chain, inside)
+        if not faces:
+            return None
+        boxes = [face.box for face in faces]
+        face = faces[boxes.index(nearest_centre(boxes, photo.shape))]
+        cut = self.cut_by_points if face.points is not None else self.cut_by_landmarks
+        chip, landmarks, photo_landmarks = cut(photo, face, detector)
+        return AlignedFace(chip, landmarks, face.box, len(faces), photo_landmarks, detector)
+
+    def cut_by_landmarks(self, photo: np.ndarray, face: Found, detector: str) -> tuple[np.ndarray, ...]:
+        """Chip, landmarks in it and in the photo, of the face in a box, as dlib aligns it."""
         import dlib
 
-        photo = np.ascontiguousarray(photo)
-        boxes, detector = self.find(photo, chain or self.chain, inside)
-        if not boxes:
-            return None
-        box = nearest_centre(boxes, photo.shape)
-        shape = self.predictor(photo, dlib.rectangle(*box))
+        shape = self.predictor(photo, dlib.rectangle(*face.box))
         if detector == "whole image":
             edges = dlib.drectangle(*central_square(photo.shape))
             details = dlib.chip_details(edges, dlib.chip_dims(self.image_size, self.image_size))
@@ -147,8 +189,23 @@ class FaceAligner:
             details = dlib.get_face_chip_details(shape, size=self.image_size, padding=self.padding)
         chip = dlib.extract_image_chip(photo, details)
         points = np.array([(point.x, point.y) for point in shape.parts()], np.float64)
-        landmarks = to_chip(points, details).astype(np.float32)
-        return AlignedFace(chip, landmarks, box, len(boxes), points.astype(np.float32), detector)
+        return chip, to_chip(points, details).astype(np.float32), points.astype(np.float32)
+
+    def cut_by_points(self, photo: np.ndarray, face: Found, detector: str) -> tuple[np.ndarray, ...]:
+        """Likewise by the face's five points. The landmarks are looked for in an upright chip, where the HOG detector,
+        on which their model was trained, would put its box."""
+        import dlib
+
+        share = (1 + 2 * PADDING) / (1 + 2 * self.padding)  # of the side that dlib's chip takes
+        template = ((FIVE_POINTS + 0.5) / 56 - 1) * share  # the chip's edges are -1 and 1
+        template = (template + 1) * self.image_size / 2 - 0.5
+        matrix = similarity_between(face.points, template)
+        chip = cut_out(photo, matrix, self.image_size)
+        edges = ((np.array(CHIP_BOX) * 2 - 1) * share + 1) * self.image_size / 2 - 0.5
+        shape = self.predictor(chip, dlib.rectangle(*(round(edge) for edge in edges)))
+        landmarks = np.array([(point.x, point.y) for point in shape.parts()], np.float64)
+        back = (landmarks - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+        return chip, landmarks.astype(np.float32), back.astype(np.float32)
 
     def looks_aligned(self, photo: np.ndarray) -> bool:
         """True if a (H, W, 3) uint8 RGB image may be an aligned chip: with a hint of a face where chips have theirs.
@@ -163,20 +220,52 @@ class FaceAligner:
         found = self.detector.run(image, 0, CHIP_THRESHOLD)[0]
         return any(overlap(edges_of(box), expected / scale + CHIP_MARGIN) > CHIP_OVERLAP for box in found)
 
-    def find(self, photo: np.ndarray, chain: str, inside: Box | None = None) -> tuple[list[Box], str]:
-        """The boxes, photo pixels, that the first successful detector of the chain finds, and its name; or [], ''.
+    def find(self, photo: np.ndarray, chain: str, inside: Box | None = None) -> tuple[list[Found], str]:
+        """The faces that the first successful detector of the chain finds, and its name; or [], ''.
 
         ``photo`` is (H, W, 3) uint8 RGB; ``inside`` as in ``align``.
         """
-        for detector in CHAINS[chain]:
-            for found in self.search(photo, detector):
-                boxes = [box for box in found if inside is None or holds_middle(inside, box)]
-                if boxes:
-                    return boxes, detector
+        for detector in self.chains[chain]:
+            tries = self.search_yunet if detector.startswith("yunet") else self.search
+            for found in tries(photo, detector):
+                faces = [face for face in found if inside is None or holds_middle(inside, face.box)]
+                if faces:
+                    return faces, detector
         return [], ""
 
-    def search(self, photo: np.ndarray, detector: str) -> Iterator[list[Box]]:
-        """Boxes, photo pixels, of what one detector finds in a (H, W, 3) uint8 RGB photo; of each of its tries.
+    def search_yunet(self, photo: np.ndarray, detector: str) -> Iterator[list[Found]]:
+        """What YuNet (Wu et al. 2023) finds in a (H, W, 3) uint8 RGB photo; of each of its tries.
+
+        A large photo is looked at small, then larger; 'upsampled' at twice its size, 'framed' with a border of half its
+        size, for a tight crop; 'lenient' all of these with a lower score, each face a try, the likeliest first.
+        """
+        longer, score = max(photo.shape[:2]), YUNET_LENIENT_SCORE if detector == "yunet lenient" else YUNET_SCORE
+        limit = min(1.0, MAX_DETECTION_SIDE / longer)
+        scales = list(dict.fromkeys([min(1.0, YUNET_SIDE / longer), limit]))
+        ways = {
+            "yunet": [(scale, 0.0) for scale in scales],
+            "yunet upsampled": [(min(2.0, MAX_DETECTION_SIDE / longer), 0.0)],
+            "yunet framed": [(min(1.0, YUNET_SIDE / longer), 0.5), (min(1.0, YUNET_SIDE / 4 / longer), 0.5)],
+        }
+        ways["yunet lenient"] = [way for name in ("yunet upsampled", "yunet framed") for way in ways[name]]
+        for scale, frame in ways[detector]:
+            image = resized(photo, 1 / scale)
+            margins = [round(frame * side) for side in image.shape[:2]]
+            if frame:
+                image = cv2.copyMakeBorder(image, margins[0], margins[0], margins[1], margins[1], cv2.BORDER_REPLICATE)
+            ratio = np.array(photo.shape[1::-1]) / resized_shape(photo, 1 / scale)
+            faces = []
+            for row in run_yunet(self.yunet, image, score):
+                corners = np.stack([row[:2], row[:2] + row[2:4], *row[4:14].reshape(5, 2)])
+                corners = (corners + 0.5 - margins[::-1]) * ratio - 0.5
+                faces.append(Found(tuple(corners[:2].round().astype(int).ravel().tolist()), corners[2:]))
+            if detector == "yunet lenient":
+                yield from ([face] for face in faces)
+            else:
+                yield faces
+
+    def search(self, photo: np.ndarray, detector: str) -> Iterator[list[Found]]:
+        """What one of dlib's detectors finds in a (H, W, 3) uint8 RGB photo; of each of its tries.
 
         dlib's HOG detector sees upright frontal faces from 80 px, 'upsampled' from 40 px at four times the cost,
         'lenient' half hidden ones too: each box is a try, the likeliest first. dlib's CNN also sees turned faces, for
@@ -186,23 +275,66 @@ class FaceAligner:
         if detector == "whole image":
             edges = np.array(central_square(photo.shape))
             shares = np.array(CHIP_BOX) * (edges[2] - edges[0])
-            yield [photo_box(tuple((edges[[0, 1, 0, 1]] + shares).tolist()), 1)]
+            yield [Found(photo_box(tuple((edges[[0, 1, 0, 1]] + shares).tolist()), 1))]
         elif detector == "cnn":
             cnn = load_cnn(find_model(self.cnn_path, "CNN face detector"))
             for side in CNN_SIDES:
                 scale = longer / side
                 if min(photo.shape[:2]) / scale >= CNN_MIN_SIDE:
-                    yield [photo_box(hog_like(face.rect), scale) for face in cnn(resized(photo, scale), 0)]
+                    yield [Found(photo_box(hog_like(face.rect), scale)) for face in cnn(resized(photo, scale), 0)]
         else:
             scale = max(1.0, longer / MAX_DETECTION_SIDE)
             photo = resized(photo, scale)
             if detector == "hog lenient":
                 found, scores, _ = self.detector.run(photo, 1, LENIENT_THRESHOLD)
                 for _, face in sorted(zip(scores, found, strict=True), key=lambda pair: -pair[0]):
-                    yield [photo_box(edges_of(face), scale)]
+                    yield [Found(photo_box(edges_of(face), scale))]
             else:
                 found = self.detector(photo, int(detector == "hog upsampled"))
-                yield [photo_box(edges_of(face), scale) for face in found]
+                yield [Found(photo_box(edges_of(face), scale)) for face in found]
+
+
+def load_yunet(path: Path) -> "cv2.FaceDetectorYN":
+    """OpenCV's detector YuNet. Raises DataError if the file is damaged."""
+    try:
+        return cv2.FaceDetectorYN.create(str(path), "", (64, 64), YUNET_SCORE, YUNET_NMS, YUNET_TOP)
+    except cv2.error as error:
+        raise DataError(f"{path} is not a whole face detector ({error.err}). Delete it and fetch it again.") from error
+
+
+def run_yunet(yunet: "cv2.FaceDetectorYN", image: np.ndarray, score: float) -> np.ndarray:
+    """(N, 15) float64 of a (H, W, 3) uint8 RGB image: box (left, top, width, height), five points, score."""
+    if min(image.shape[:2]) < YUNET_LEAST:
+        return np.empty((0, 15))
+    yunet.setInputSize(image.shape[1::-1])
+    yunet.setScoreThreshold(score)
+    found = yunet.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    found = np.empty((0, 15)) if found is None else found.astype(np.float64)
+    return found[np.argsort(-found[:, 14], kind="stable")]
+
+
+def similarity_between(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(2, 3) float64: the turn, scale and shift that carry (N, 2) points nearest to others, by least squares."""
+    first, second = (part @ (1, 1j) for part in (points, targets))
+    centred = first - first.mean()
+    z = np.vdot(centred, second - second.mean()) / np.vdot(centred, centred).real
+    shift = second.mean() - z * first.mean()
+    return np.array([[z.real, -z.imag, shift.real], [z.imag, z.real, shift.imag]])
+
+
+def cut_out(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: the photo moved by a (2, 3) similarity; black beyond its edge.
+
+    A face that is made much smaller is taken from a smaller copy of the photo, or fine structure would alias.
+    """
+    scale = np.hypot(matrix[0, 0], matrix[1, 0])
+    if scale < 0.5:
+        small = resized(photo, 0.5 / scale)
+        ratio = np.array([a / b for a, b in zip(photo.shape[1::-1], small.shape[1::-1], strict=True)])
+        # a pixel p of the small copy lies at ratio * (p + 0.5) - 0.5 of the photo
+        shift = matrix[:, :2] @ (0.5 * ratio - 0.5) + matrix[:, 2]
+        matrix, photo = np.column_stack([matrix[:, :2] * ratio, shift]), small
+    return cv2.warpAffine(photo, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
 def edges_of(rect) -> Box:
@@ -214,8 +346,14 @@ def resized(photo: np.ndarray, scale: float) -> np.ndarray:
     """The (H, W, 3) photo, ``scale`` times smaller; itself where that is 1."""
     if scale == 1:
         return photo
-    size = tuple(max(1, round(side / scale)) for side in photo.shape[1::-1])
-    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+    return cv2.resize(
+        photo, resized_shape(photo, scale), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
+    )
+
+
+def resized_shape(photo: np.ndarray, scale: float) -> tuple[int, int]:
+    """Width and height of the (H, W, 3) photo ``scale`` times smaller."""
+    return tuple(max(1, round(side / scale)) for side in photo.shape[1::-1])
 
 
 def photo_box(edges: tuple[float, ...], scale: float) -> Box:

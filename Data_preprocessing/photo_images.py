@@ -9,7 +9,7 @@ from Data_preprocessing.face_alignment import PADDING, FaceAligner
 from Data_preprocessing.manifest import ManifestRow, OutputFolders
 from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
 
-NO_FACE, NO_MASKED_FACE = "dlib's detector finds no face", "masked face not found"  # a row's reasons
+NO_FACE, NO_MASKED_FACE = "the detector finds no face", "masked face not found"  # a row's reasons
 NO_MASK, NO_COLOUR = "none", (0, 0, 0)  # a row's kind and colour where no mask is drawn
 
 
@@ -30,6 +30,7 @@ class AlignmentSettings(NamedTuple):
     # and the attention target are those of the unmasked face
     realign: bool = False
     padding: float = PADDING  # room around the face, as a share of its size
+    detector: str = "dlib"  # or yunet
 
     def mask(self, source: str) -> MaskChoice | None:
         """The mask of the photo 'person/file'; None where no mask is drawn."""

@@ -24,7 +24,13 @@ from Data_preprocessing.photo_files import person_folders, photos_of
 from Data_preprocessing.photo_images import AlignmentSettings
 from Evaluation.embed import FaceOutputs, read_faces
 from Evaluation.scores import PROTOCOLS
-from Models.checkpoint import checkpoint_to_change, load_checkpoint, network_from_checkpoint, save_checkpoint
+from Models.checkpoint import (
+    checkpoint_to_change,
+    faces_of,
+    load_checkpoint,
+    network_from_checkpoint,
+    save_checkpoint,
+)
 from Models.mask_head import fit_mask_head, mask_probability
 from Script_tools.files import DataError, read_names
 from Script_tools.script import ScriptParser, choose_device, run_script
@@ -193,7 +199,9 @@ def align(
     Returns:
         The cache's folders; of the photos with a face: the names of the faces, and of the people.
     """
-    outputs = cache_folders(data_path, config["cache_path"], config["image_size"], config["seed"], suite)
+    how = {"padding": config["padding"], "detector": config["detector"], **how}
+    cut = how["padding"], how["detector"]
+    outputs = cache_folders(data_path, config["cache_path"], config["image_size"], config["seed"], suite, *cut)
     settings = AlignmentSettings(
         data_path, outputs, config["image_size"], config["seed"], config["predictor_path"], check_content=True, **how
     )
@@ -254,7 +262,7 @@ def main(argv=None) -> dict:
     data_path = Path(args.data_path or config["LFW_data_path"]).expanduser().resolve()
     suite = args.test_masks or "kinds"
     photos = untrained_photos(args, config, data_path, set(checkpoint["train_people"]))
-    config |= {key: checkpoint["config"][key] for key in ("image_size", "seed")}
+    config |= {**faces_of(checkpoint["config"]), "seed": checkpoint["config"]["seed"]}
 
     kept = halved(checkpoint) if args.half else checkpoint
     device = choose_device(args.device)

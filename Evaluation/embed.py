@@ -9,7 +9,7 @@ import torch
 
 class FaceOutputs(NamedTuple):
     """embeddings: (N, D) float32, rows of norm 1. attention: (N, h, w) float32 0..1; None without the branch.
-    features: (N, F) float32, the pooled features that the embedding layer reads."""
+    features: (N, F) float32, the pooled features that the mask head reads."""
 
     embeddings: np.ndarray
     attention: np.ndarray | None
@@ -49,9 +49,9 @@ def read_faces(
 
 
 def _outputs(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Embeddings, attention maps, and the input of the embedding layer."""
+    """Embeddings, attention maps, and the pooled features that the mask head reads."""
     seen = []
-    hook = network.embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = network.pooled.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         embedding, attention = network(images)
     finally:

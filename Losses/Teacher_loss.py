@@ -11,7 +11,7 @@ def teacher_loss(embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
 
     Args:
         embeddings: (N, D) of any floating dtype, rows of unit length.
-        targets: (N, D) likewise, such as the rows of ``Data_loader.teacher_descriptors.dlib_descriptors``.
+        targets: (N, D) likewise, such as the rows of ``Data_loader.teacher_descriptors.face_descriptors``.
 
     Returns:
         (N,) float32, 0..4 for rows of unit length.

@@ -183,6 +183,7 @@ class FaceAttentionResNet(ResNet):
         channels = 512 * plain_block.expansion
         self.face_attention = None if attention == "none" else face_attention(channels)
         self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.pooled = nn.Identity()  # the features that the mask head reads pass through here
         self.embedding = nn.Linear(4 * channels, embedding_dim)
         self.projection = None  # to a teacher's descriptors; only training makes and uses it
         self.straightener = None  # before all else, once taught (Training/train_straightener.py); training has none
@@ -209,7 +210,7 @@ class FaceAttentionResNet(ResNet):
         with torch.autocast(images.device.type, enabled=False):  # the small end of the network, in float32
             attention = None if logits is None else torch.sigmoid(logits)
             features = features.float() if attention is None else features.float() * torch.exp(attention)
-            pooled = self.avgpool(features).flatten(1).to(self.embedding.weight.dtype)
+            pooled = self.pooled(self.avgpool(features).flatten(1).to(self.embedding.weight.dtype))
             # eps bounds the gradient where all outputs are zero
             embedding = F.normalize(self.embedding(pooled).float(), dim=1, eps=1e-6)
         return embedding, logits if return_logits else attention
@@ -269,14 +270,14 @@ def _checkpoint_contexts(block: nn.Module) -> tuple:
     return contextlib.nullcontext(), frozen_statistics(block)
 
 
-def face_attention(channels: int) -> nn.Sequential:
+def face_attention(channels: int, hidden: int = 512) -> nn.Sequential:
     """The face attention branch before its sigmoid: (N, channels, h, w) -> (N, 1, h, w) logits near 0 at the start."""
     return nn.Sequential(
-        hidden_conv(channels, 512, 3, bias=True),
+        hidden_conv(channels, hidden, 3, bias=True),
         nn.ReLU(),
-        hidden_conv(512, 512, 3, bias=True),
+        hidden_conv(hidden, hidden, 3, bias=True),
         nn.ReLU(),
-        gate_conv(512, 1, 3, bias=True),
+        gate_conv(hidden, 1, 3, bias=True),
     )
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 
 from Models.CBAM_Face_attention_Resnet import build_model
+from Models.face_trunks import FaceTrunks
 from Models.straightener import Straightener
 from Script_tools.files import DataError, file_errors, write_whole
 
 FORMAT = "V9 checkpoint 1"
-TEACHER_DIM = 128  # of dlib's descriptors
+TEACHER_DIMS = {"dlib": 128, "sface": 128, "both": 256}  # numbers of a teacher's descriptors
+# what the checkpoints of before these keys were made with
+BEFORE = {"teacher": "none", "trunk": "resnet", "padding": 0.25, "detector": "dlib", "dlib_weight": 0.75}
 SHIPPED = Path(__file__).with_name("pretrained") / "v9_best.pt"  # the network that comes with this repository
 
 
@@ -107,20 +110,27 @@ def check_sha256(path: Path) -> None:
 def network_from_checkpoint(checkpoint: dict, path: str | Path = "the checkpoint") -> torch.nn.Module:
     """The network of a checkpoint on the CPU in evaluation mode, built from the config inside it; in float32."""
     with as_written(path):
-        network = build_network({"teacher": "none", **checkpoint["config"], "pretrained": False})
+        network = build_network({**BEFORE, **checkpoint["config"], "pretrained": False}, own_weights=False)
         load_weights(network, checkpoint["model"], path)
-        if "straightener" in checkpoint:
-            network.straightener = Straightener()
-            load_weights(network.straightener, checkpoint["straightener"], path)
+        put_straightener(network, checkpoint, path)
     return network.eval()
 
 
-def build_network(config: dict) -> torch.nn.Module:
-    """A new network as the config says: keys model, embedding_dim, attention, cbam, pretrained, teacher.
+def faces_of(config: dict) -> dict:
+    """How the faces of a network are cut out, by the config in its checkpoint: keys image_size, padding, detector."""
+    return {key: {**BEFORE, **config}[key] for key in ("image_size", "padding", "detector")}
 
+
+def build_network(config: dict, own_weights: bool = True) -> torch.nn.Module:
+    """A new network as the config says: keys trunk, model, embedding_dim, attention, cbam, pretrained, teacher.
+
+    A trunk that has seen faces starts with its own weights, unless others will be loaded.
     With a teacher whose descriptors have another length than the embeddings it has a linear projection to that length,
     which training alone uses.
     """
+    if config["trunk"] != "resnet":
+        network = FaceTrunks(config["trunk"], config["attention"], config["padding"], config["dlib_weight"])
+        return network.load_own_weights() if own_weights else network
     network = build_model(
         config["model"],
         embedding_dim=config["embedding_dim"],
@@ -129,24 +139,35 @@ def build_network(config: dict) -> torch.nn.Module:
         pretrained=config["pretrained"],
     )
     taught = config["teacher"] != "none" and config.get("teacher_weight", 1)
-    if taught and config["embedding_dim"] != TEACHER_DIM:
-        network.projection = UnitLinear(config["embedding_dim"], TEACHER_DIM, bias=False)
+    if taught and config["embedding_dim"] != TEACHER_DIMS[config["teacher"]]:
+        network.projection = UnitLinear(config["embedding_dim"], TEACHER_DIMS[config["teacher"]], bias=False)
     return network
 
 
 def init_from(network: torch.nn.Module, path: str | Path) -> str:
     """Start ``network`` from the weights of a checkpoint; returns a sentence that says how many were taken.
 
-    Parts whose shape differs, such as an embedding layer of another length, or that are not there, stay new.
+    Parts whose shape differs, such as an embedding layer of another length, or that are not there, stay new. A
+    straightener comes along where the trunk has seen faces: it stays before the network while that is trained.
     Raises DataError if the trunk is another one.
     """
-    weights, own = load_checkpoint(path)["model"], network.state_dict()
+    checkpoint = load_checkpoint(path)
+    weights, own = checkpoint["model"], network.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     new = sorted({key.split(".")[0] for key in own if key not in fitting})
     if not {"face_attention", "embedding", "projection"}.issuperset(new):
         raise DataError(f"init_from = {path}: it has another trunk ({', '.join(new)}): choose the same model and cbam.")
     network.load_state_dict(fitting, strict=False)
+    if isinstance(network, FaceTrunks):
+        put_straightener(network, checkpoint, path)
     return f"init_from {path}: {len(fitting)} tensors taken, {len(own) - len(fitting)} new ({', '.join(new) or 'none'})"
+
+
+def put_straightener(network: torch.nn.Module, checkpoint: dict, path: str | Path) -> None:
+    """Put the checkpoint's straightener, where it has one, before ``network``; it does not learn any more."""
+    if "straightener" in checkpoint:
+        network.straightener = Straightener().requires_grad_(False).eval()
+        load_weights(network.straightener, checkpoint["straightener"], path)
 
 
 class UnitLinear(torch.nn.Linear):

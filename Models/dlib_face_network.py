@@ -25,6 +25,7 @@ DIMENSIONS = 128
 MEAN_RGB = (122.782, 117.001, 104.298)  # grey levels, of dlib's training photos
 # channels, blocks, whether the first block halves the map
 STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))
+LOWER = sum(count for _, count, _ in STAGES[:3])  # blocks before the middle map
 
 
 class Block(nn.Sequential):
@@ -77,8 +78,16 @@ class DlibFaceNetwork(nn.Module):
         x = faces.float()
         if x.shape[-1] != CHIP_SIZE:
             x = F.interpolate(x, size=CHIP_SIZE, mode="bicubic", antialias=x.shape[-1] > CHIP_SIZE).clamp(0, 255)
-        x = ((x - self.mean) / 256).contiguous(memory_format=torch.channels_last)
-        x = self.blocks(F.max_pool2d(F.relu(self.stem(x)), 3, 2))
+        return self.upper(self.lower(x))
+
+    def lower(self, faces: torch.Tensor) -> torch.Tensor:
+        """(N, 3, 150, 150) floating 0..255 -> the middle map, (N, 128, 8, 8)."""
+        x = ((faces - self.mean) / 256).contiguous(memory_format=torch.channels_last)
+        return self.blocks[:LOWER](F.max_pool2d(F.relu(self.stem(x)), 3, 2))
+
+    def upper(self, x: torch.Tensor) -> torch.Tensor:
+        """From the middle map to the descriptor."""
+        x = self.blocks[LOWER:](x)
         with torch.autocast(x.device.type, enabled=False):
             return self.descriptor(x.float().mean((2, 3)))
 

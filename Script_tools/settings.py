@@ -27,7 +27,9 @@ CHOICES = {
     "batch_triplets": ("semihard", "hardest"),
     "masks": ("stored", "new"),
     "test_masks": (*MASK_KINDS, "kinds", "realigned", "as_is"),
-    "teacher": ("none", "dlib"),
+    "teacher": ("none", "dlib", "sface", "both"),
+    "trunk": ("resnet", "dlib", "sface", "both"),
+    "detector": ("dlib", "yunet"),
     "rate_decay": ("none", "cosine"),
     "precision": ("auto", "float32", "bfloat16"),
 }
@@ -37,7 +39,7 @@ POSITIVE = frozenset({
 })  # fmt: skip
 NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter", "mix",
-    "save_every_minutes",
+    "save_every_minutes", "padding",
 )  # fmt: skip
 
 
@@ -118,6 +120,10 @@ def check_config(final: dict) -> None:
     for key in NOT_NEGATIVE:
         if final[key] < 0:
             raise DataError(f"{key} = {final[key]!r}: must be 0 or greater")
+    if not 0 < final["dlib_weight"] < 1:
+        raise DataError(f"dlib_weight = {final['dlib_weight']!r}: must be between 0 and 1")
+    if final["trunk"] != "resnet":
+        check_trunk(final)
     for key in ("unmasked_share", "mix"):
         if not 0 <= final[key] <= 1:
             raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")
@@ -139,6 +145,20 @@ def check_config(final: dict) -> None:
     if final["compile"] and final["activation_checkpointing"]:
         raise DataError("compile and activation_checkpointing do not go together: switch one of them off")
     check_schedule(final["learning_rate_schedule"])
+
+
+def check_trunk(final: dict) -> None:
+    """Raise DataError where a setting of the ResNet is asked of a trunk that has none."""
+    length = {"dlib": 128, "sface": 128, "both": 256}[final["trunk"]]
+    if final["embedding_dim"] != length:
+        raise DataError(f"trunk = {final['trunk']}: its embeddings have embedding_dim = {length} numbers")
+    for key in ("pretrained", "activation_checkpointing"):
+        if final[key]:
+            raise DataError(f"trunk = {final['trunk']} does not go with {key}, which is the ResNet's")
+    if final["teacher"] not in ("none", final["trunk"]):
+        raise DataError(
+            f"trunk = {final['trunk']} learns from its own descriptors: teacher = {final['trunk']}, or none"
+        )
 
 
 def _is_like(key: str, value: object, default: object) -> bool:

@@ -11,7 +11,7 @@ WARMUP = 0.02  # of a run with a cosine: Adam's first steps rest on few gradient
 
 def make_optimizer(name: str, parameters) -> torch.optim.Optimizer:
     """The optimizer of the config by name; its rate is set from the schedule before the first step."""
-    parameters = list(parameters)
+    parameters = [weight for weight in parameters if weight.requires_grad]
     makers = {
         "adagrad": partial(torch.optim.Adagrad, lr=0.1, lr_decay=1e-4),
         "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),

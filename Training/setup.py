@@ -16,13 +16,13 @@ from Data_loader.Data_loader_facenet_mask import (
 )
 from Data_loader.lfw_pairs import TestSet
 from Data_loader.mining import mined_triplets
-from Data_loader.teacher_descriptors import cache_path_of, dlib_descriptors
+from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplet_dataset import FaceLoader
 from Data_loader.triplets import MINING_STREAM, stream
 from Evaluation.embed import embed_faces
 from Evaluation.scores import check_enough
 from Models.checkpoint import build_network, init_from
-from Models.dlib_face_network import find_network, load_dlib_network
+from Models.face_trunks import TRUNKS, FaceTrunks
 from Script_tools.files import DataError
 from Training.distributed import gather_rows, parallel, rank, world_size
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
@@ -142,14 +142,29 @@ def make_objective(config: dict, train_loader: FaceLoader, device: torch.device)
     sampler, dataset = train_loader.batch_sampler, train_loader.dataset
     if config["mining"] == "batch":
         objective = objective._replace(classes=torch.from_numpy(sampler.classes))
-    if config["teacher"] == "dlib" and config["teacher_weight"]:
+    if config["teacher"] != "none" and config["teacher_weight"]:
         faces = [dataset.names[row] for row in range(len(dataset))]
-        cache_path = cache_path_of(config["train_data_index"])
-        descriptors = torch.from_numpy(dlib_descriptors(faces, config["notmask_data_path"], cache_path))
-        network = load_dlib_network(find_network()).to(device) if config["mix"] else None
-        teacher = Teacher(descriptors, config["teacher_centred"], network, half_precision(device, config["precision"]))
+        network = None
+        if config["mix"]:
+            network = FaceTrunks(config["teacher"], "none", config["padding"], config["dlib_weight"])
+            network = network.load_own_weights().to(device).eval().requires_grad_(False)
+        half = half_precision(device, config["precision"])
+        teacher = Teacher(teacher_descriptors(config, faces), config["teacher_centred"], network, half)
         objective = objective._replace(teacher=teacher, teacher_weight=config["teacher_weight"])
     return objective
+
+
+def teacher_descriptors(config: dict, faces: list[str]) -> torch.Tensor:
+    """(N, 128 or 256) float32 unit rows: the teacher's descriptors of the unmasked faces; of several networks side by
+    side, weighted as their distances are."""
+    names, rows = TRUNKS[config["teacher"]], []
+    weights = {"dlib": config["dlib_weight"], "sface": 1 - config["dlib_weight"]} if len(names) > 1 else {names[0]: 1}
+    for name in names:
+        how = name, config["padding"]
+        cache_path = cache_path_of(config["train_data_index"], *how)
+        found = face_descriptors(faces, config["notmask_data_path"], cache_path, network=how[0], padding=how[1])
+        rows.append(torch.from_numpy(found) * weights[name] ** 0.5)
+    return torch.cat(rows, dim=1)
 
 
 def mine(learner: Learner, train_loader: FaceLoader, config: dict, epoch: int) -> np.ndarray:

@@ -6,12 +6,23 @@ from pathlib import Path
 
 import torch
 
-from Models.checkpoint import as_written, load_checkpoint, load_weights, newest_checkpoint, require
+from Models.checkpoint import (
+    BEFORE,
+    as_written,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    put_straightener,
+    require,
+)
 from Script_tools.files import DataError
 from Script_tools.settings import config_from_args
 
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
-FIXED_KEYS = ("model", "embedding_dim", "attention", "cbam", "image_size", "optimizer", "teacher")
+FIXED_KEYS = (
+    "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "optimizer", "teacher",
+)  # fmt: skip
+STRAIGHTENER = "straightener."  # what its weights are called in the network's
 RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
 PROGRESS = {"epoch": int, "best_auc": float, "best_epoch": int}
 
@@ -72,8 +83,13 @@ def training_state(
 
     ``position``: where it is within an epoch (saved_position of Training/interruption.py); None: after one.
     """
+    weights = model.state_dict()
+    straightener = {
+        key.removeprefix(STRAIGHTENER): weights.pop(key) for key in list(weights) if key.startswith(STRAIGHTENER)
+    }
     return {
-        "model": model.state_dict(),
+        "model": weights,
+        **({"straightener": straightener} if straightener else {}),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler else {},
         "config": plain_config(config),
@@ -97,6 +113,7 @@ def restore(
     """
     with as_written("the checkpoint"):
         load_weights(model, checkpoint["model"], "the checkpoint")
+        put_straightener(model, checkpoint, "the checkpoint")
         restore_optimizer(checkpoint["optimizer"], optimizer)
         if scaler and scaler.is_enabled() and checkpoint.get("scaler"):
             scaler.load_state_dict(checkpoint["scaler"])
@@ -124,7 +141,7 @@ def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
 
 def check_can_continue(checkpoint: dict, config: dict, path: str | Path) -> None:
     """Raise DataError naming every setting in which ``config`` differs and with which the checkpoint cannot go on."""
-    there = checkpoint["config"]
+    there = {**BEFORE, **checkpoint["config"]}
     differing = [f"{k} = {config[k]!r}, there {there.get(k)!r}" for k in FIXED_KEYS if config[k] != there.get(k)]
     if differing:
         raise DataError(f"{path} cannot be continued with other settings: {'; '.join(differing)}.")

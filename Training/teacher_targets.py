@@ -1,9 +1,12 @@
-"""What a teacher, dlib's face recognition network, wants the embedding of each image of a batch to be."""
+"""What a teacher, a face recognition network as it comes, wants the embedding of each image of a batch to be."""
 
 import torch
 import torch.nn.functional as F
 
-from Models.dlib_face_network import DlibFaceNetwork
+from Models.face_trunks import FaceTrunks
+
+
+ROUND = 16  # blends are looked at in batches of a multiple of it
 
 
 class Teacher:
@@ -15,7 +18,7 @@ class Teacher:
     As descriptors the directions are a little worse: AUC 0.9967 instead of 0.9973 on those faces.
 
     Args:
-        descriptors: (F, 128) float32 unit rows, of the index's unmasked faces.
+        descriptors: (F, D) float32 unit rows, of the index's unmasked faces.
         centred: the targets are directions from their mean.
         network: looks at blends of faces, which have no stored descriptor.
         half: what it computes in; None: float32.
@@ -25,7 +28,7 @@ class Teacher:
         self,
         descriptors: torch.Tensor,
         centred: bool,
-        network: DlibFaceNetwork | None = None,
+        network: FaceTrunks | None = None,
         half: torch.dtype | None = None,
     ):
         self._mean = descriptors.mean(dim=0) if centred else torch.zeros(descriptors.shape[1])
@@ -36,10 +39,10 @@ class Teacher:
         return F.normalize(descriptors - self._mean.to(descriptors.device), dim=1)
 
     def __call__(self, batch: dict) -> torch.Tensor:
-        """(N, 128) float32 unit rows on the device of the batch's images, N = 3 B.
+        """(N, D) float32 unit rows on the device of the batch's images, N = 3 B.
 
         ``batch``: images (B, 3, 3, H, W), triplet (B, 3) rows of the index; where there are blends: blends
-        (M, 3, 150, 150) uint8 RGB, and blended (M,), which of the N images they are.
+        (M, 3, s, s) uint8 RGB, and blended (M,), which of the N images they are.
         """
         targets = self._targets[batch["triplet"].flatten()].to(batch["images"].device, non_blocking=True)
         if len(batch.get("blends", ())):
@@ -48,6 +51,8 @@ class Teacher:
 
     @torch.no_grad()
     def _look(self, faces: torch.Tensor) -> torch.Tensor:
+        count = len(faces)
+        # how many there are changes from batch to batch, and cuDNN looks for the fastest way anew for each number
+        faces = torch.cat([faces, faces.new_zeros(-count % ROUND, *faces.shape[1:])])
         with torch.autocast(faces.device.type, self._half, enabled=self._half is not None):
-            descriptors = self._network(faces)
-        return F.normalize(descriptors, dim=1)
+            return self._network(faces)[0][:count]

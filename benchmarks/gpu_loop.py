@@ -21,7 +21,7 @@ from benchmarks.stages import silence
 from config_mask import RECIPES, config
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
 from Data_loader.lfw_pairs import PairSet, TestSet
-from Data_loader.teacher_descriptors import cache_path_of, dlib_descriptors
+from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplet_dataset import FaceDataset, FaceLoader
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.manifest import COLUMNS, ManifestRow, OutputFolders, output_folders, row_text
@@ -129,7 +129,7 @@ def loop_settings(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
         faces = [line.split(",") for line in index.read_text().split("\n")[1:-1]]
         names = [f"{person}/{photo}.jpg" for photo, person, _ in faces]
         with silence():
-            dlib_descriptors(names, outputs.face_notmask, cache_path_of(index), workers=1, compute=some_direction)
+            face_descriptors(names, outputs.face_notmask, cache_path_of(index), workers=1, compute=some_direction)
     return settings
 
 

@@ -1,7 +1,8 @@
-"""The small real protocol: a part of CelebA and most of LFW to train on, two folds of LFW to test on.
+"""The small real protocol: a part of CelebA and most of LFW to train on, others of both, and real masks, to test on.
 
-Made from a folder with celeba/<person>/, lfw/<person>/, protocol/train_people.txt and protocol/test_pairs.txt. Of the
-training people some are kept aside, to choose settings and best.pt on; nobody of the test pairs is among either.
+Made from a folder with celeba/<person>/, lfw/<person>/, real_labelled/<person>/ and protocol/: train_people.txt,
+test_pairs.txt (two folds of LFW) and celeba_test_people.txt. Of the training people of LFW and of CelebA some are kept
+aside, to choose settings and best.pt on; nobody of the test pairs is among either.
 """
 
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 
 from Data_preprocessing import Image_processing, Make_csv_file_mask
 from Data_preprocessing.create_pairs import create_pairs
+from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.manifest import output_folders
 from Data_preprocessing.photo_files import person_folders, photos_of
 from Script_tools.files import DataError, read_names, write_whole
 
 SELECT_PEOPLE, SELECT_FOLDS, SELECT_PAIRS = 250, 5, 120  # pairs: of one person a fold, and as many of two
+SELECT_CELEBA = 30  # people of CelebA kept aside, for as many pairs
 # Test people who are in the training set under another name: LFW has them twice. Found by dlib's descriptors of all
 # people, nearest first; looked at, none of CelebA's people is one of the test people.
 DOUBLES = {
@@ -29,11 +32,13 @@ FACE_SIZE = 112  # px of the training faces, whatever size a network takes them 
 class SmallReal(NamedTuple):
     """Where its parts are."""
 
-    settings: dict[str, str]  # config keys of training, best.pt chosen on the people kept aside
+    settings: dict  # config keys of training, best.pt chosen on the people kept aside
     test: dict[str, str]  # LFW_data_path and LFW_pairs of the test
 
 
-def prepare(source: Path, work: Path) -> SmallReal:
+def prepare(
+    source: Path, work: Path, image_size: int = FACE_SIZE, padding: float = PADDING, detector: str = "dlib"
+) -> SmallReal:
     """Align the faces of ``source``, and choose the people to train and to choose on.
 
     All is written under ``work``; what is there already is kept. Nothing depends on anything but ``source``.
@@ -44,18 +49,31 @@ def prepare(source: Path, work: Path) -> SmallReal:
         if not part.is_dir():
             raise DataError(f"There is no folder {part}: --faces must hold celeba/, lfw/ and protocol/.")
     train_people = read_names(source / "protocol" / "train_people.txt")
-    kept = people_to_choose_on(lfw, train_people)
+    celeba_people = sorted(set(person_folders(celeba)) - set(celeba_test_people(source)))
+    kept = {
+        lfw: people_to_choose_on(lfw, train_people),
+        celeba: people_to_choose_on(celeba, celeba_people, SELECT_CELEBA),
+    }
     photos = work / "photos"
-    link_people(photos, {celeba: person_folders(celeba), lfw: train_people})
-    link_people(work / "select", {lfw: kept})
-    write_names(work / "train_people.txt", sorted(set(person_folders(photos)) - set(kept)))
+    link_people(photos, {celeba: celeba_people, lfw: train_people})
     pairs = work / "select_pairs.txt"
+    for number, (folder, people) in enumerate(kept.items()):
+        link_people(work / "select", {folder: people})
+        link_people(work / f"select_{number}", {folder: people})
+        if not pairs.with_stem(f"select_pairs_{number}").exists():
+            create_pairs(
+                work / f"select_{number}", pairs.with_stem(f"select_pairs_{number}"), SELECT_FOLDS, SELECT_PAIRS, 0
+            )
     if not pairs.exists():
-        create_pairs(work / "select", pairs, SELECT_FOLDS, SELECT_PAIRS, seed=0)
-    faces = output_folders(work / "faces", "photos")
-    Image_processing.main(
-        ["--data_path", str(photos), "--out_dir", str(work / "faces"), "--image_size", str(FACE_SIZE)]
+        join_pairs([pairs.with_stem(f"select_pairs_{number}") for number in range(len(kept))], pairs)
+    write_names(
+        work / "train_people.txt", sorted(set(person_folders(photos)) - {n for names in kept.values() for n in names})
     )
+    cut = {"image_size": image_size, "padding": padding, "detector": detector}
+    name = "faces" if detector == "dlib" and padding == PADDING else f"faces_{image_size}_{padding:g}_{detector}"
+    faces = output_folders(work / name, "photos")
+    options = [part for key, value in cut.items() for part in (f"--{key}", str(value))]
+    Image_processing.main(["--data_path", str(photos), "--out_dir", str(work / name), *options])
     index = faces.face_mask.with_suffix(".csv")
     if not index.exists():
         Make_csv_file_mask.main(["--data_path", str(faces.face_mask), "--csv_path", str(index)])
@@ -72,13 +90,28 @@ def prepare(source: Path, work: Path) -> SmallReal:
         "output_path": work,
     }
     test = {"LFW_data_path": lfw, "LFW_pairs": source / "protocol" / "test_pairs.txt"}
-    return SmallReal(*({key: str(value) for key, value in part.items()} for part in (settings, test)))
+    settings, test = ({key: str(value) for key, value in part.items()} for part in (settings, test))
+    return SmallReal(settings if name == "faces" else settings | {key: str(value) for key, value in cut.items()}, test)
 
 
-def people_to_choose_on(lfw: Path, people: list[str]) -> list[str]:
-    """SELECT_PEOPLE of the people with two photos or more, drawn at random; a third of all where there are few."""
-    several = [person for person in people if len(photos_of(lfw, person)) > 1]
-    count = min(SELECT_PEOPLE, len(several) // 3)
+def celeba_test_people(source: Path) -> list[str]:
+    """The people of CelebA to test on; none where the protocol names none."""
+    path = source / "protocol" / "celeba_test_people.txt"
+    return read_names(path) if path.is_file() else []
+
+
+def join_pairs(parts: list[Path], whole: Path) -> None:
+    """One pairs file of several with as many pairs a fold: their folds one after the other."""
+    texts = [part.read_text(encoding="utf-8").splitlines() for part in parts]
+    heads = [[int(number) for number in lines[0].split()] for lines in texts]
+    folds = sum(head[0] for head in heads)
+    write_whole(whole, "\n".join([f"{folds}\t{heads[0][1]}", *(line for lines in texts for line in lines[1:])]) + "\n")
+
+
+def people_to_choose_on(folder: Path, people: list[str], at_most: int = SELECT_PEOPLE) -> list[str]:
+    """So many of the people with two photos or more, drawn at random; a third of all where there are few."""
+    several = [person for person in people if len(photos_of(folder, person)) > 1]
+    count = min(at_most, len(several) // 3)
     return sorted(np.random.default_rng(0).permutation(several)[:count].tolist())
 
 

@@ -23,7 +23,7 @@ import validate_on_LFW
 from config_mask import config as defaults
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, V9_train_dataloader
 from Data_loader.lfw_pairs import cache_folders
-from Data_loader.teacher_descriptors import cache_path_of, dlib_descriptors
+from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_preprocessing.manifest import COLUMNS, ManifestRow, output_folders, row_text
 from Evaluation.embed import read_faces
 from Evaluation.scores import pair_distances, score_pairs
@@ -149,7 +149,7 @@ def options(tmp_path_factory):
     faces = write_set(train, "a")
     lines = [f"{face[3:-4]},{face[:2]},{face[1]}" for face in faces]
     index.write_text("\n".join(["id,name,class", *lines]) + "\n")
-    dlib_descriptors(faces, train.face_notmask, cache_path_of(index), workers=1, compute=by_its_pixels)
+    face_descriptors(faces, train.face_notmask, cache_path_of(index), workers=1, compute=by_its_pixels)
     test = cache_folders(folder / "test", folder / "cache", SIZE, 0, "flat")
     test.manifest.parent.mkdir(parents=True, exist_ok=True)
     write_set(test, "b")

@@ -45,7 +45,7 @@ TEACHER = (
     "from Data_preprocessing.photo_files import iter_photos\n"
     "teacher.CHUNK = 4\n"
     "faces = [face for face in iter_photos('set') if 'broken' not in face]\n"
-    "assert teacher.dlib_descriptors(faces, 'set', 'index_dlib.bin', workers=2).shape == (32, 128)"
+    "assert teacher.face_descriptors(faces, 'set', 'index_dlib.bin', workers=2).shape == (32, 128)"
 )
 
 

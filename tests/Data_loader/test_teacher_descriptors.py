@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from Data_loader import teacher_descriptors as teacher
-from Data_loader.teacher_descriptors import MARK, RECORD, cache_path_of, dlib_descriptors
+from Data_loader.teacher_descriptors import MARK, RECORD, cache_path_of, face_descriptors
 from Data_preprocessing.face_alignment import FaceAligner
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.photo_files import decode_photo, iter_photos, read_photo, write_jpeg
@@ -80,7 +80,7 @@ def write_face(tmp_path, name, rng):
 
 
 def describe(tmp_path, faces, compute=fake_descriptor, workers=1):
-    return dlib_descriptors(faces, tmp_path / "faces", tmp_path / "set_dlib.bin", workers, compute)
+    return face_descriptors(faces, tmp_path / "faces", tmp_path / "set_dlib.bin", workers, compute)
 
 
 def slowly(tmp_path, faces, compute=fake_descriptor):
@@ -184,9 +184,9 @@ def test_killed_and_started_again_computes_only_what_is_missing(tmp_path, faces)
     cache = tmp_path / "set_dlib.bin"
     code = (
         "import sys, time, numpy; sys.path.insert(0, sys.argv[1])\n"
-        "from Data_loader.teacher_descriptors import dlib_descriptors\n"
+        "from Data_loader.teacher_descriptors import face_descriptors\n"
         "slow = lambda chip: time.sleep(0.05) or numpy.resize(chip, 128)\n"
-        "dlib_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3], 1, slow)"
+        "face_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3], 1, slow)"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "faces"), str(cache), *faces]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(tmp_path, faces):
         "import resource, sys, numpy; sys.path.insert(0, sys.argv[1])\n"
         "from Data_loader import teacher_descriptors as t\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))\n"
-        "try: t.dlib_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3], 1, lambda chip: numpy.resize(chip, 128))\n"
+        "try: t.face_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3], 1, lambda chip: numpy.resize(chip, 128))\n"
         "except t.DataError as error: print(error)"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "faces"), str(cache), *faces]
@@ -302,7 +302,7 @@ def drawn_faces(tmp_path_factory):
 
 def test_the_aligned_face_gives_the_descriptor_of_the_photo(drawn_faces):
     folder, names, direct = drawn_faces
-    result = dlib_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)
+    result = face_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)
     lengths = np.linalg.norm(direct, axis=1, keepdims=True)
     assert (lengths > 1.2).all()  # dlib's own are not of unit length
     distances = np.linalg.norm(result[:, None] - (direct / lengths)[None], axis=2)
@@ -312,10 +312,10 @@ def test_the_aligned_face_gives_the_descriptor_of_the_photo(drawn_faces):
 
 def test_a_cached_call_does_not_import_dlib(drawn_faces):
     folder, names, _ = drawn_faces
-    expected = dlib_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)
+    expected = face_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from Data_loader.teacher_descriptors import dlib_descriptors\n"
-        "rows = dlib_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3])\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from Data_loader.teacher_descriptors import face_descriptors\n"
+        "rows = face_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3])\n"
         "print('dlib' in sys.modules, rows.tobytes().hex())"
     )
     arguments = [str(ROOT), str(folder / "faces"), str(folder / "set_dlib.bin"), *names]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train_maskV9
-from Data_loader.teacher_descriptors import cache_path_of, dlib_descriptors
+from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
 from Models.checkpoint import load_checkpoint, save_checkpoint
 from Script_tools.files import DataError
@@ -67,7 +67,7 @@ def options(drawn, drawn_options, tmp_path_factory):
     index = tmp_path_factory.mktemp("taught") / "faces.csv"
     shutil.copy(drawn / "train_face_mask.csv", index)
     faces, folder = read_index(index).faces, drawn / "train_face_notmask"
-    dlib_descriptors(faces, folder, cache_path_of(index), workers=1, compute=by_its_pixels)
+    face_descriptors(faces, folder, cache_path_of(index), workers=1, compute=by_its_pixels)
     paths = ["--manifest_path", str(drawn / "train_manifest.csv"), "--train_data_index", str(index)]
     return [*drawn_options, *paths, *SHOWN]
 

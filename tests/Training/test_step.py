@@ -11,7 +11,7 @@ from torch import nn
 
 import train_maskV9
 from config_mask import config
-from Data_loader.teacher_descriptors import cache_path_of, dlib_descriptors
+from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
 from Evaluation.scores import PROTOCOLS
 from Losses.Triplet_loss import batch_triplets, hard_triplet_loss
@@ -148,7 +148,7 @@ def test_a_run_learns_from_a_teacher(drawn, drawn_options, tmp_path, embedding_d
     shutil.copy(drawn / "train_face_mask.csv", index)
     faces = read_index(index).faces
     folder = drawn / "train_face_notmask"
-    dlib_descriptors(faces, folder, cache_path_of(index), workers=1, compute=described_by_its_pixels)
+    face_descriptors(faces, folder, cache_path_of(index), workers=1, compute=described_by_its_pixels)
     options = ("--train_data_index", str(index), "--teacher", "dlib", "--embedding_dim", str(embedding_dim),
                "--optimizer", "adamw", "--learning_rate_schedule", "[(0, 0.001)]", "--rate_decay", "cosine",
                "--unmasked_share", "0.5", "--epochs", "4")  # fmt: skip
