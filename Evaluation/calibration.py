@@ -191,13 +191,13 @@ def choose_photos(
 
 def align(
     data_path: Path, photos: list[str], config: dict, suite: str, how: dict
-) -> tuple[OutputFolders, list[str], list[str]]:
+) -> tuple[OutputFolders, list[str], list[str], list[str]]:
     """Align and mask 'person/file' photos into the cache of test faces; ``how``: further fields of AlignmentSettings.
 
     ``suite`` names the folder.
 
     Returns:
-        The cache's folders; of the photos with a face: the names of the faces, and of the people.
+        The cache's folders; of the photos with a face: the names of the faces, of the people, and the photos' own.
     """
     how = {"padding": config["padding"], "detector": config["detector"], **how}
     cut = how["padding"], how["detector"]
@@ -210,7 +210,8 @@ def align(
     rows = [manifest[photo] for photo in photos if manifest[photo].status == "ok"]
     if not rows:
         raise DataError(f"Not one face was found in the {len(photos)} photos of {data_path}.")
-    return outputs, [row.face for row in rows], [row.source.split("/")[0] for row in rows]
+    photos = [row.source for row in rows]
+    return outputs, [row.face for row in rows], [photo.split("/")[0] for photo in photos], photos
 
 
 def real_mask_recall(folder: Path, head: dict, network: torch.nn.Module, config: dict, device: torch.device) -> dict:
@@ -219,7 +220,7 @@ def real_mask_recall(folder: Path, head: dict, network: torch.nn.Module, config:
     photos = [f"{folder.name}/{name}" for name in photos_of(folder.parent, folder.name)]
     if not photos:
         raise DataError(f"--real_masks {folder}: there are no photos in it.")
-    outputs, faces, _ = align(folder.parent, photos, config, "found", REAL_MASKS)
+    outputs, faces, _, _ = align(folder.parent, photos, config, "found", REAL_MASKS)
     read = read_faces(network, face_loader(config, outputs.face_notmask, faces, 0, 1), device)
     return {
         "photos": len(photos),
@@ -267,7 +268,7 @@ def main(argv=None) -> dict:
     kept = halved(checkpoint) if args.half else checkpoint
     device = choose_device(args.device)
     network = network_from_checkpoint(kept, path).to(device)  # of the rounded weights: the thresholds are theirs
-    outputs, faces, people = align(data_path, photos, config, suite, SUITES[suite])
+    outputs, faces, people, _ = align(data_path, photos, config, suite, SUITES[suite])
     people = np.array(people)
     read: dict[str, FaceOutputs] = {
         side: read_faces(network, face_loader(config, folder, faces, 0, 1), device, args.average_flip)

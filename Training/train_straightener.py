@@ -116,7 +116,7 @@ def wide_faces(
             "folder of their photos (--data_path)."
         )
     wide = wide_size(size)
-    outputs, faces, owners = align(data_path, photos, config | {"image_size": wide}, "wide", WIDE)
+    outputs, faces, owners, _ = align(data_path, photos, config | {"image_size": wide}, "wide", WIDE)
     names = rng.permutation(np.unique(owners))
     if len(names) < 2:
         raise DataError(

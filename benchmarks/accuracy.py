@@ -21,22 +21,33 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
-from benchmarks.small_real import DOUBLES, SmallReal, prepare
+from benchmarks.small_real import SmallReal, prepare
+from benchmarks.sources import SOURCES, scores
 from config_mask import RECIPES, config
-from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, V9_train_dataloader
-from Data_loader.teacher_descriptors import dlib_descriptor, to_chip_size, unit_row
+from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
+from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Evaluation.embed import embed_faces
-from Evaluation.scores import PROTOCOLS, summarise
+from Evaluation.scores import PROTOCOLS
 from Losses.Attention_loss import attention_iou, resize_target
-from Models.checkpoint import load_checkpoint, network_from_checkpoint
+from Models.checkpoint import faces_of, load_checkpoint, network_from_checkpoint
+from Models.face_trunks import FaceTrunks
 from Script_tools.files import DataError, replacing, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT
 
 SUITES = ("flat", "kinds", "realigned")
 ALL_SUITES = (*SUITES, *(kind for kind in ALL_KINDS if kind not in SUITES))  # in the order of the table
-COLUMNS = "recipe seed images suite unmasked masked cross pairs attention_iou attention_iou_constant seconds".split()
+COLUMNS = (
+    "recipe seed images source suite unmasked masked cross pairs lost unmasked_with_lost masked_with_lost "
+    "cross_with_lost attention_iou attention_iou_constant seconds"
+).split()
+KEYS = COLUMNS[:5]
+PEERS = {  # networks as they come, each with the detector that belongs to it
+    "dlib": {"image_size": 150, "padding": 0.25, "detector": "dlib"},
+    "sface": {"image_size": 168, "padding": 0.625, "detector": "yunet"},
+    "both": {"image_size": 168, "padding": 0.625, "detector": "yunet"},
+}
 EPOCHS = 4  # of a run: so often the pairs kept aside are looked at
 
 
@@ -46,31 +57,37 @@ def main(argv=None) -> None:
         print(table(read_rows(args.csv)))
     elif args.compare:
         print(comparison(args.csv, *args.compare))
-    elif args.recipe == "dlib":
-        score(args, prepare(args.faces, args.work), f"dlib {args.image_size} px", dlib_embeddings, {})
+    elif args.recipe in PEERS:
+        cut = PEERS[args.recipe]
+        network = FaceTrunks(args.recipe, "none", cut["padding"], config["dlib_weight"]).load_own_weights()
+        score(args, args.recipe + (" + flip" if args.flip else ""), embedder(network, args.flip), {}, cut=cut)
     elif args.without and RECIPES.get(args.recipe, {}).get("masks") != "new":
         raise DataError(f"--without {args.without}: --recipe {args.recipe} trains on stored masks, of no other kind")
     elif args.checkpoint or args.recipe in RECIPES:
-        data = prepare(args.faces, args.work)
-        path, figures = (args.checkpoint, {}) if args.checkpoint else train(args, data)
+        path, figures = (args.checkpoint, {}) if args.checkpoint else train(args)
         checkpoint = load_checkpoint(path)
-        network = network_from_checkpoint(checkpoint, path)
+        network, cut = network_from_checkpoint(checkpoint, path), faces_of(checkpoint["config"])
         if checkpoint["config"]["attention"] == "free":
-            figures = figures | free_attention(network, checkpoint["config"] | data.settings)
-
-        def embed(loader) -> np.ndarray:
-            return embed_faces(network, loader, torch.device("cpu"), flip=args.flip)
-
+            figures = figures | free_attention(network, checkpoint["config"] | prepared(args, cut).settings)
         name = recipe_name(args) + (" + flip" if args.flip else "")
-        score(args, data, name, embed, figures, checkpoint["train_people"], checkpoint["config"]["image_size"])
+        score(args, name, embedder(network, args.flip), figures, checkpoint["train_people"], cut)
     else:
-        raise DataError(f"--recipe {args.recipe}: must be dlib or one of {', '.join(RECIPES)}")
+        raise DataError(f"--recipe {args.recipe}: must be one of {', '.join([*PEERS, *RECIPES])}")
 
 
-def train(args: argparse.Namespace, data: SmallReal) -> tuple[Path, dict]:
+def embedder(network: torch.nn.Module, flip: bool):
+    """A function that gives the (N, D) embeddings of a loader's faces."""
+    return lambda loader: embed_faces(network.eval(), loader, torch.device("cpu"), flip=flip)
+
+
+def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train the recipe so that ``--images`` images pass forward; its best.pt and the figures of that epoch."""
-    triplets = max(1, round(args.images / 3 / EPOCHS))
-    values = {**data.settings, "model": 18, "image_size": args.image_size, "embedding_dim": 128, "seed": args.seed}
+    triplets, recipe = max(1, round(args.images / 3 / EPOCHS)), RECIPES[args.recipe]
+    cut = {key: recipe.get(key, config[key]) for key in ("image_size", "padding", "detector")}
+    values = {"model": 18, "image_size": args.image_size, "embedding_dim": 128, "seed": args.seed}
+    if recipe.get("trunk", "resnet") != "resnet":
+        values = {"seed": args.seed}
+    values = {**prepared(args, cut).settings, **values}
     values |= {"epochs": EPOCHS, "num_train_triplets": triplets, "triplets": "new", "num_workers": 0}
     options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     if args.without:
@@ -101,36 +118,31 @@ def recipe_name(args: argparse.Namespace) -> str:
     return args.recipe + (f" without {args.without}" if args.without else "")
 
 
-def score(
-    args: argparse.Namespace, data: SmallReal, name: str, embed, figures: dict, people=(), image_size: int | None = None
-) -> None:
-    """Add a row for each part of the test suite, and store its distances for ``--compare``.
+def score(args: argparse.Namespace, name: str, embed, figures: dict, people=(), cut: dict | None = None) -> None:
+    """Add a row for each source and kind of test masks, and store its distances for ``--compare``.
 
-    ``embed(loader)`` gives the (N, D) embeddings of a loader's faces; every network gets the same faces.
+    ``embed(loader)`` gives the (N, D) embeddings of a loader's faces. ``cut``: how they are cut out.
     """
-    settings = {**config, **data.settings, **data.test, "num_workers": 0, "image_size": image_size or args.image_size}
-    rows = []
-    for suite in [args.without] if args.without else args.suites:
-        test_set = LFWestMask_dataloader({**settings, "test_masks": suite}, {*people, *DOUBLES})
-        pairs = test_set.pairs
-        faces = {side: embed(getattr(test_set, side)) for side in ("unmasked", "masked")}
-        row = {"recipe": name, "seed": args.seed, "images": args.images, "suite": suite, "pairs": len(pairs.index)}
-        distances = {}
-        for protocol, (first, second) in PROTOCOLS.items():
-            difference = faces[first][pairs.index[:, 0]] - faces[second][pairs.index[:, 1]]
-            distances[protocol] = np.linalg.norm(difference, axis=1)
-            row[protocol] = f"{summarise(distances[protocol], pairs.is_same, pairs.fold)[0]['auc']:.4f}"
+    data, rows = prepared(args, cut), []
+    suites = [args.without] if args.without else args.suites
+    for scored in scores(data, cut, embed, suites, people, args.sources):
+        row = {"recipe": name, "seed": args.seed, "images": args.images, **scored.row}
         rows.append({**row, **figures})
-        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
-        row_name = f"{name.replace(' ', '')}_{args.images}_{args.seed}_{suite}"
-        store_distances(args.csv, row_name, np.array(pairs.people), pairs.is_same, distances)
-    add_rows(args.csv, rows)
+        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        if scored.row["source"] != "real":  # 200,000 pairs
+            place = f"{name.replace(' ', '')}_{args.images}_{args.seed}_{place_of(scored.row)}"
+            store_distances(args.csv, place, scored.people, scored.is_same, scored.distances)
+        add_rows(args.csv, rows)
 
 
-def dlib_embeddings(loader) -> np.ndarray:
-    """dlib's own descriptors of a loader's faces, enlarged or shrunk to the chips it takes: (N, 128) unit rows."""
-    faces = (face.permute(1, 2, 0).numpy() for batch in loader for face in batch)
-    return np.array([unit_row(dlib_descriptor(to_chip_size(face))) for face in faces])
+def place_of(row: dict) -> str:
+    """What distances of a row are stored under, behind the recipe's name."""
+    return row["suite"] if row["source"] == "lfw" else f"{row['source']}-{row['suite']}"
+
+
+def prepared(args: argparse.Namespace, cut: dict) -> SmallReal:
+    """The protocol, and its faces as ``cut`` says."""
+    return prepare(args.faces, args.work, **({} if cut["detector"] == "dlib" and cut["padding"] == PADDING else cut))
 
 
 def distances_file(csv_path: Path) -> Path:
@@ -185,7 +197,7 @@ def add_rows(path: Path, rows: list[dict]) -> None:
     """Write ``rows`` to the CSV, in place of those of the same recipe, seed, images and suite."""
 
     def key(row: dict) -> tuple:
-        return tuple(str(row[column]) for column in COLUMNS[:4])
+        return tuple(str(row[column]) for column in KEYS)
 
     new = {key(row) for row in rows}
     old = [row for row in read_rows(path) if key(row) not in new] if path.exists() else []
@@ -228,13 +240,13 @@ def comparison(csv_path: Path, first: str, second: str) -> str:
     """AUC of row ``first`` less that of ``second`` ('recipe_images_seed') on the test masks that both were scored on,
     with a paired bootstrap over people."""
     rows, lines = stored_distances(csv_path), []
-    for suite in ALL_SUITES:
-        one, other = (rows.get(f"{name}_{suite}") for name in (first, second))
+    for place in [*ALL_SUITES, *(f"celeba-{suite}" for suite in ALL_SUITES)]:
+        one, other = (rows.get(f"{name}_{place}") for name in (first, second))
         if one is None or other is None:
             continue
         for protocol in PROTOCOLS:
             difference, low, high = bootstrap(one["people"], one["is_same"], one[protocol], other[protocol])
-            lines.append(f"{suite:<10} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
+            lines.append(f"{place:<16} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
     if not lines:
         raise DataError(
             f"{distances_file(csv_path)} has no distances of {first} and {second} on the same test masks; rows are "
@@ -273,12 +285,14 @@ def bootstrap(
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
-    parser.add_argument("--recipe", default="", help=f"dlib, or one of {', '.join(RECIPES)}")
+    parser.add_argument("--recipe", default="", help=f"one of {', '.join([*PEERS, *RECIPES])}")
     parser.add_argument("--images", type=int, default=0, help="images that pass forward in training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int, default=80, help="px (default %(default)s)")
     parser.add_argument("--suites", nargs="+", choices=ALL_SUITES, default=SUITES, metavar="MASKS",
                         help=f"test masks, of {', '.join(ALL_SUITES)} (default: the first three)")  # fmt: skip
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, metavar="SOURCE",
+                        help=f"people to test on, of {', '.join(SOURCES)} (default: all)")  # fmt: skip
     parser.add_argument("--without", choices=ALL_KINDS, metavar="KIND",
                         help="train with the other kinds of masks, test on this one")  # fmt: skip
     parser.add_argument("--checkpoint", metavar="PATH", help="score this one instead of training")

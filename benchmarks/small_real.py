@@ -26,6 +26,7 @@ DOUBLES = {
     "Prince_Felipe": "Felipe_De_Borbon",
     "Mireya_Moscoso": "Mireya_Elisa_Moscoso_Rodriguez",
 }
+CELEBA_PAIRS = Path(__file__).with_name("celeba_test_pairs.txt")  # by create_pairs.py, 10 folds of 75 pairs, seed 0
 FACE_SIZE = 112  # px of the training faces, whatever size a network takes them in
 
 
@@ -33,7 +34,8 @@ class SmallReal(NamedTuple):
     """Where its parts are."""
 
     settings: dict  # config keys of training, best.pt chosen on the people kept aside
-    test: dict[str, str]  # LFW_data_path and LFW_pairs of the test
+    tests: dict[str, dict[str, str]]  # of each source, lfw and celeba: its LFW_data_path and LFW_pairs
+    real: str | None  # folder of really masked people, with labels.csv
 
 
 def prepare(
@@ -89,9 +91,12 @@ def prepare(
         "cache_path": work / "cache",
         "output_path": work,
     }
-    test = {"LFW_data_path": lfw, "LFW_pairs": source / "protocol" / "test_pairs.txt"}
-    settings, test = ({key: str(value) for key, value in part.items()} for part in (settings, test))
-    return SmallReal(settings if name == "faces" else settings | {key: str(value) for key, value in cut.items()}, test)
+    tests = {"lfw": {"LFW_data_path": str(lfw), "LFW_pairs": str(source / "protocol" / "test_pairs.txt")}}
+    if celeba_test_people(source):
+        tests["celeba"] = {"LFW_data_path": str(celeba), "LFW_pairs": str(CELEBA_PAIRS)}
+    real = source / "real_labelled"
+    settings = {key: str(value) for key, value in settings.items()}
+    return SmallReal(settings if name == "faces" else settings | cut, tests, str(real) if real.is_dir() else None)
 
 
 def celeba_test_people(source: Path) -> list[str]:

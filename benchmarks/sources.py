@@ -1,0 +1,132 @@
+"""The three sources that every accuracy is measured on: LFW and CelebA with drawn masks, and really masked people.
+
+lfw     folds 9 and 10 of View 2 (DOUBLES left out)
+celeba  40 people whom nobody trains or chooses on; celeba_test_pairs.txt, 10 folds of 75 same and 75 different pairs
+real    photos of 23 people, some with a mask on: each with every other. Small, noisy, a stress test
+
+A pair is lost where a face is not found. Lost pairs are counted; "with_lost" takes them for errors (the farthest of
+all where they show one person, the nearest where they show two), so that nobody wins by losing hard pairs.
+"""
+
+import csv
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.small_real import DOUBLES, SmallReal
+from config_mask import config
+from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, face_loader
+from Data_loader.lfw_pairs import TestSet
+from Evaluation.calibration import REAL_MASKS, align
+from Evaluation.scores import PROTOCOLS, summarise
+from Script_tools.files import DataError
+
+SOURCES = ("lfw", "celeba", "real")
+NEAREST, FARTHEST = -1.0, 3.0  # beyond every distance of unit rows
+WEARS = {"unmasked": ("bare", "bare"), "masked": ("masked", "masked"), "cross": ("masked", "bare")}
+
+Embed = Callable[[object], np.ndarray]  # a loader of faces -> (N, D) rows
+
+
+class Scored(NamedTuple):
+    """One source and kind of test masks.
+
+    row: source, suite, pairs, lost, and of each protocol its AUC, and "<protocol>_with_lost". accuracy: of each
+    protocol, over the folds; empty for 'real'. people: (P, 2). is_same: (P,). distances: {protocol: (P,)}.
+    """
+
+    row: dict
+    accuracy: dict[str, float]
+    people: np.ndarray
+    is_same: np.ndarray
+    distances: dict[str, np.ndarray]
+
+
+def scores(
+    data: SmallReal, cut: dict, embed: Embed, suites: Collection[str], trained: Collection[str], sources=SOURCES
+) -> Iterator[Scored]:
+    """Every source with every kind of test masks; really masked people once.
+
+    Args:
+        cut: config keys image_size, padding, detector: how the network's faces are cut out.
+        trained: people who are left out of the tests.
+    """
+    for source in (name for name in ("lfw", "celeba") if name in sources and name in data.tests):
+        settings = config | data.settings | data.tests[source] | cut | {"num_workers": 0}
+        known = {}  # unmasked faces are the same whatever the masks
+        for suite in suites:
+            test_set = LFWestMask_dataloader(settings | {"test_masks": suite}, {*trained, *DOUBLES})
+            yield score_pairs(source, suite, test_set, embed, known)
+    if "real" in sources and data.real:
+        yield score_real(Path(data.real), config | data.settings | cut | {"num_workers": 0}, embed)
+
+
+def score_pairs(source: str, suite: str, test_set: TestSet, embed: Embed, known: dict[str, np.ndarray]) -> Scored:
+    """LFW or CelebA with one kind of test masks; ``known``: embeddings of unmasked faces by name, added to."""
+    pairs = test_set.pairs
+    if not known.keys() >= set(pairs.faces):
+        known.update(zip(pairs.faces, embed(test_set.unmasked), strict=True))
+    faces = {"unmasked": np.stack([known[face] for face in pairs.faces]), "masked": embed(test_set.masked)}
+    lost = pairs.num_pairs - len(pairs.index) - pairs.skipped.get("person trained on", 0)
+    lost_same = min(lost, max(0, pairs.num_pairs // 2 - int(pairs.is_same.sum())))
+    row = {"source": source, "suite": suite, "pairs": len(pairs.index), "lost": lost}
+    accuracy, distances = {}, {}
+    for protocol, (first, second) in PROTOCOLS.items():
+        difference = faces[first][pairs.index[:, 0]] - faces[second][pairs.index[:, 1]]
+        distances[protocol] = np.linalg.norm(difference, axis=1)
+        summary = summarise(distances[protocol], pairs.is_same, pairs.fold)[0]
+        accuracy[protocol] = summary["accuracy"]
+        both = with_lost(pairs.is_same, distances[protocol], lost_same, lost - lost_same)
+        row |= {protocol: f"{summary['auc']:.4f}", f"{protocol}_with_lost": f"{both:.4f}"}
+    return Scored(row, accuracy, np.array(pairs.people), pairs.is_same, distances)
+
+
+def score_real(folder: Path, settings: dict, embed: Embed) -> Scored:
+    """Really masked people: all pairs of photos, by what the two wear."""
+    wears = read_labels(folder / "labels.csv")
+    outputs, faces, owners, found = align(folder, sorted(wears), settings, "found", REAL_MASKS)
+    rows = embed(face_loader(settings, outputs.face_notmask, faces, 0, 1))
+    worn, owners = np.array([wears[photo] for photo in found]), np.array(owners)
+    all_worn, all_owners = (np.array(part) for part in zip(*((wears[p], p.split("/")[0]) for p in wears), strict=True))
+    row, distances, lost_of, pairs_of = {"source": "real", "suite": "real"}, {}, {}, {}
+    for protocol, (first, second) in WEARS.items():
+        a, b = pairs_of_all(worn, first, second)
+        same = owners[a] == owners[b]
+        distances[protocol] = np.linalg.norm(rows[a] - rows[b], axis=1)
+        c, d = pairs_of_all(all_worn, first, second)
+        should = all_owners[c] == all_owners[d]
+        lost = int(should.sum() - same.sum()), int((~should).sum() - (~same).sum())
+        row[protocol] = f"{roc_auc_score(same, -distances[protocol]):.4f}"
+        row[f"{protocol}_with_lost"] = f"{with_lost(same, distances[protocol], *lost):.4f}"
+        lost_of[protocol], pairs_of[protocol] = sum(lost), (np.stack([owners[a], owners[b]], 1), same)
+    row |= {"pairs": len(pairs_of["cross"][1]), "lost": lost_of["cross"]}
+    return Scored(row, {}, *pairs_of["cross"], {"cross": distances["cross"]})
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """{'person/photo': 'masked' or 'bare'}. Raises DataError if the file is missing or not so."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            wears = {row["photo"]: row["wears"] for row in csv.DictReader(file)}
+    except (OSError, KeyError) as error:
+        raise DataError(f"{path}: there must be a table photo,wears ({error!r})") from error
+    return wears
+
+
+def pairs_of_all(worn: np.ndarray, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of all pairs of photos of which one wears ``first`` and the other ``second``, each pair once."""
+    one, other = np.flatnonzero(worn == first), np.flatnonzero(worn == second)
+    if first == second:
+        return tuple(np.array(list(itertools.combinations(one.tolist(), 2)), np.int64).T)
+    return np.repeat(one, len(other)), np.tile(other, len(one))
+
+
+def with_lost(is_same: np.ndarray, distances: np.ndarray, lost_same: int, lost_different: int) -> float:
+    """AUC with the lost pairs as errors."""
+    labels = np.concatenate([is_same, np.ones(lost_same, bool), np.zeros(lost_different, bool)])
+    values = np.concatenate([distances, np.full(lost_same, FARTHEST), np.full(lost_different, NEAREST)])
+    return float(roc_auc_score(labels, -values))
