@@ -1,9 +1,9 @@
 """Two photos: the same person or not, how far apart, and where the network looks.
 
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
-Exit code: 0 the same person, 10 different people, 20 no answer (no face, no photo, or a checkpoint without thresholds,
-which Evaluation/calibration.py adds), 2 wrong arguments. Without --checkpoint: the newest best.pt if it has thresholds,
-or else the shipped network.
+Exit code: 0 the same person, 10 different people, 20 no answer (nearer than strangers mostly are, but not near enough;
+no face, no photo, or a checkpoint without thresholds, which Evaluation/calibration.py adds), 2 wrong arguments. Without
+--checkpoint: the newest best.pt if it has thresholds, or else the shipped network.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from Script_tools.files import DataError, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
-EXIT_CODES = {"same": 0, "different": 10, None: 20}
+EXIT_CODES = {"same": 0, "different": 10, "unclear": 20, None: 20}
 DETECTORS = {
     "hog": "dlib's HOG detector",
     "hog upsampled": "dlib's HOG detector on the photo at twice its size",
@@ -121,14 +121,14 @@ class Comparer:
         return Face(str(path), photo, aligned, seen, outputs.embeddings[0], attention, masked)
 
     def compare(self, first: Face, second: Face) -> dict:
-        """Distance and verdict in plain types; "verdict" is 'same', 'different', or None without thresholds."""
+        """Distance and verdict in plain types; "verdict": same, different, unclear, or None without thresholds."""
         report = {"distance": float(np.linalg.norm(first.embedding - second.embedding)), "verdict": None}
         if not self.thresholds or not self.head:
             return report
         protocol = protocol_of(first.seems_masked, second.seems_masked)
         verdict = decide(report["distance"], self.thresholds[protocol], self.far)
         return report | {
-            "verdict": "same" if verdict.same else "different",
+            "verdict": verdict.word,
             "strangers_that_would_pass": verdict.far,
             "protocol": protocol,
             "threshold": verdict.limit,
@@ -202,6 +202,8 @@ def in_words(report: dict) -> str:
         return "no verdict"
     if report["verdict"] == "different":
         return "different people"
+    if report["verdict"] == "unclear":
+        return f"cannot tell (1 in {round(1 / report['strangers_that_would_pass']):,} strangers is as near)"
     return f"same person (1 in {round(1 / report['strangers_that_would_pass']):,} strangers would pass)"
 
 
@@ -269,7 +271,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("second", metavar="B", help="a photo, or such a folder; not both")
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: see above)")
     parser.add_argument(
-        "--far", type=float, default=1e-2, metavar="SHARE", help="of strangers that may pass (default: %(default)s)"
+        "--far", type=float, default=1e-3, metavar="SHARE", help="of strangers that may pass (default: %(default)s)"
     )
     parser.add_argument("--nearest", type=int, default=5, metavar="K", help="people of a folder (default: %(default)s)")
     parser.add_argument("--picture", metavar="PATH", help="write photos, aligned faces and attention as one PNG")

@@ -118,7 +118,7 @@ TRUNKS = {
     "mining": "random",
     "triplets": "new",
     "train_batch_size": 64,
-    "learning_rate_schedule": [(0, 0.0004)],
+    "learning_rate_schedule": [(0, 0.0002)],
 }
 RECIPES = {
     "best": BEST,

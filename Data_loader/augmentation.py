@@ -8,8 +8,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import draw_attention_target, draw_mask, random_mask
+from Script_tools.chip_geometry import PADDING, chip_share
 
 # At jitter = 1, the deviations measured between the alignment of 141 LFW photos and that of the same photos with drawn
 # masks of all kinds, detected and aligned anew: degrees; share; shares of the width to the right and down.
@@ -119,7 +119,7 @@ def similarity(size: int, how: Augmentation, rng: np.random.Generator) -> np.nda
         return None
     turn, grow, right, down = rng.normal(0, how.jitter, 4)
     matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), turn * ROTATION, float(np.exp(grow * SCALE)))
-    chip = size * (1 + 2 * PADDING) / (1 + 2 * how.padding)  # with the usual padding, of which SHIFT is a share
+    chip = size * chip_share(how.padding)  # with the usual padding, of which SHIFT is a share
     matrix[:, 2] += np.array([right, down]) * SHIFT * chip
     if mirrored:
         matrix[0] = -matrix[0]

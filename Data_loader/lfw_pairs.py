@@ -13,12 +13,12 @@ import numpy as np
 
 from Data_loader.triplet_dataset import FaceLoader
 from Data_preprocessing.align_photos import process_photos
-from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.manifest import OutputFolders, output_folders, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.pairs_file import Pairs, Photo, read_pairs
 from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of
 from Data_preprocessing.photo_images import NO_MASKED_FACE, AlignmentSettings
+from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError
 from Script_tools.run_lock import BusyError
 from Script_tools.workers import usable_processors
@@ -100,8 +100,9 @@ def prepare_pairs(
     """Align and mask every photo of the pairs that the cache does not hold yet, and return the pairs that can be used.
 
     The cache is ``cache_path/<data folder's name>-<image_size>px-seed<seed>``, with ``-<suite>`` behind it for
-    all but flat masks, and what else is not the recipe's; a photo in it is made again when its source changed. While another run is writing the cache,
-    this one waits for it, up to an hour. Where all is cached neither dlib nor the photos themselves are needed.
+    all but flat masks, and what else is not the recipe's; a photo in it is made again when its source changed. While
+    another run is writing the cache, this one waits for it, up to an hour. Where all is cached neither dlib nor the
+    photos themselves are needed.
 
     Args:
         data_path: photos as ``name/name_0001.jpg``, any number of digits, jpg, jpeg or png; or ``name/...`` called

@@ -15,8 +15,8 @@ import torch
 from Data_loader.augmentation import UNMASKED_JITTER, Augmentation, new_mask, random_numbers, relight, similarity
 from Data_loader.face_files import read_face
 from Data_loader.triplet_dataset import FaceSet, empty
-from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import ALL_KINDS
+from Script_tools.chip_geometry import chip_share
 
 WIDE_PADDING = 0.75  # of the wide chips
 UNMASKED_SHARE = 0.25  # of the faces; they are moved less
@@ -28,7 +28,7 @@ RELIGHT = 0.3  # photo_jitter
 
 def wide_size(image_size: int) -> int:
     """Side in px of the wide chip in which a face is as large as in one of ``image_size`` with the usual padding."""
-    return round(image_size * (1 + 2 * WIDE_PADDING) / (1 + 2 * PADDING))
+    return round(image_size / chip_share(WIDE_PADDING))
 
 
 class MovedFaces(FaceSet):

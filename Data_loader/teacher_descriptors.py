@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.photo_files import decode_photo
 from Models.dlib_face_network import CHIP_SIZE, DIMENSIONS
 from Models.face_trunks import FaceTrunks
+from Script_tools.chip_geometry import PADDING, chip_share
 from Script_tools.files import DataError, check_space, file_errors, write_whole
 from Script_tools.run_lock import locked
 from Script_tools.workers import map_chunks, usable_processors
@@ -78,7 +78,8 @@ def face_descriptors(
         faces: 'person/file.jpg' below ``folder``: unmasked faces of any square size as FaceAligner cuts them out with
             this ``padding``.
         workers: processes; None: one per core; 1 works in this one.
-        compute: (S, S, 3) uint8 RGB face -> (128,) of any length, in place of the network; must be picklable.
+        compute: (s, s, 3) uint8 RGB face, of ``chip_side`` px -> (128,) of any length, in place of the network; must be
+            picklable.
         network: 'dlib' or 'sface'.
 
     Returns:
@@ -195,7 +196,7 @@ def add_missing(
     tasks = ((faces[row], np.array(records[rows[row], None]) if touched[row] else None) for row in todo)
     num_workers = min(workers or usable_processors(), -(-len(todo) // CHUNK))
     os.truncate(cache_path, MARK_LENGTH + len(records) * RECORD.itemsize)
-    work, problems = partial(describe_chunk, folder=folder, compute=compute), []
+    work, problems = partial(describe_chunk, folder=folder, compute=compute, side=chip_side(padding)), []
     with (
         tqdm(
             total=len(faces), initial=len(faces) - len(todo), desc=f"{NAMES[network]}'s descriptors", unit="face"
@@ -211,14 +212,14 @@ def add_missing(
     return problems
 
 
-def describe_chunk(chunk: list[Task], folder: Path, compute: Compute) -> tuple[np.ndarray, list[str]]:
+def describe_chunk(chunk: list[Task], folder: Path, compute: Compute, side: int) -> tuple[np.ndarray, list[str]]:
     """(R,) RECORD of the chunk's faces, and a text for each of the others, which are missing or broken."""
-    results = [describe(face, known, folder, compute) for face, known in chunk]
+    results = [describe(face, known, folder, compute, side) for face, known in chunk]
     made = [result for result in results if not isinstance(result, str)]
     return np.concatenate([np.empty(0, RECORD), *made]), [result for result in results if isinstance(result, str)]
 
 
-def describe(face: str, known: np.ndarray | None, folder: Path, compute: Compute) -> np.ndarray | str:
+def describe(face: str, known: np.ndarray | None, folder: Path, compute: Compute, side: int) -> np.ndarray | str:
     """The (1,) RECORD of a face, or what is wrong with its file; ``known`` is kept if the bytes are the same."""
     path = folder / face
     record = np.zeros(1, RECORD) if known is None else known
@@ -226,16 +227,21 @@ def describe(face: str, known: np.ndarray | None, folder: Path, compute: Compute
         with open(path, "rb") as file:
             data, stat = file.read(), os.fstat(file.fileno())
         crc32 = zlib.crc32(data)
-        face_image = None if known is not None and known["crc32"][0] == crc32 else decode_photo(data, path)
+        chip = None if known is not None and known["crc32"][0] == crc32 else to_size(decode_photo(data, path), side)
     except OSError as error:
         return f"{path} ({error.strerror or error})"
     except DataError as error:
         return str(error)
-    if face_image is not None:
-        record["descriptor"] = unit_row(compute(face_image))
+    if chip is not None:
+        record["descriptor"] = unit_row(compute(chip))
     record["key"], record["crc32"] = face_keys([face]), crc32
     record["bytes"], record["mtime_ns"] = len(data), stat.st_mtime_ns
     return record
+
+
+def chip_side(padding: float) -> int:
+    """The side in px of a face with this padding of which dlib's network sees its 150 px."""
+    return round(CHIP_SIZE / chip_share(padding))
 
 
 def to_size(face: np.ndarray, side: int) -> np.ndarray:
@@ -266,7 +272,5 @@ def own_network(network: str, padding: float) -> FaceTrunks:
 
 @torch.inference_mode()
 def descriptor(face: np.ndarray, network: str = "dlib", padding: float = PADDING) -> np.ndarray:
-    """(128,) float32 unit descriptor of a square (S, S, 3) uint8 RGB face."""
-    side = round(CHIP_SIZE * (1 + 2 * padding) / (1 + 2 * PADDING))
-    image = torch.from_numpy(to_size(face, side).transpose(2, 0, 1)[None].copy())
-    return own_network(network, padding)(image)[0][0].numpy()
+    """(128,) float32 unit descriptor of a (s, s, 3) uint8 RGB face."""
+    return own_network(network, padding)(torch.from_numpy(face.transpose(2, 0, 1)[None].copy()))[0][0].numpy()

@@ -16,9 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from Data_loader.augmentation import Augmentation, change, new_mask, random_numbers
 from Data_loader.face_files import decode, read_face, read_target, resized
-from Data_loader.teacher_descriptors import to_size
-from Data_preprocessing.face_alignment import PADDING
-from Models.dlib_face_network import CHIP_SIZE
+from Data_loader.teacher_descriptors import chip_side, to_size
 from Script_tools.files import DataError
 
 PREFETCH = 2  # batches that each loader process may make ahead
@@ -103,7 +101,7 @@ class TrainDataset(FaceSet):
         self.mask_data_path = None if mask_data_path is None else str(mask_data_path)
         self.notmask_data_path = None if notmask_data_path is None else str(notmask_data_path)
         self.how, self.landmarks, self.seed = how, landmarks, seed
-        self.blend_size = round(CHIP_SIZE * (1 + 2 * how.padding) / (1 + 2 * PADDING))
+        self.blend_size = chip_side(how.padding)
         self._as_prepared = not how.changes
 
     def batch(self, triplets: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:

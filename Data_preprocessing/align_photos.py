@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from Data_preprocessing.face_alignment import PADDING, FaceAligner
+from Data_preprocessing.face_alignment import FaceAligner
 from Data_preprocessing.manifest import (
     ManifestRow,
     parse_row,
@@ -29,6 +29,7 @@ from Data_preprocessing.manifest import (
 from Data_preprocessing.mask_drawing import check_kinds
 from Data_preprocessing.photo_files import decode_photo, photos_of, write_jpeg
 from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, AlignmentSettings, align_and_mask
+from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, check_space, file_errors
 from Script_tools.run_lock import locked
 from Script_tools.workers import map_chunks

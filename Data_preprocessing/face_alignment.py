@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from Script_tools.chip_geometry import PADDING, chip_points, chip_share
 from Script_tools.files import DLIB_MODELS_URL, DataError, find_dlib_model
 from Script_tools.opencv_models import find_opencv_model
 
@@ -20,7 +21,6 @@ MODEL_NAMES = {
     "landmark model": "shape_predictor_68_face_landmarks.dat",
     "CNN face detector": "mmod_human_face_detector.dat",
 }
-PADDING = 0.25  # of the recipe: room around the face, as a share of its size
 MAX_DETECTION_SIDE = 1600  # px; larger photos are searched for faces on a smaller copy: cost grows with the area
 # of the HOG detector's score, for faces behind masks: of 19 real masks with a best score from here to 0 the CNN saw a
 # face behind 14, at 13 of them where the HOG detector saw it; below, most such boxes are no faces
@@ -43,9 +43,6 @@ YUNET_SCORE, YUNET_NMS, YUNET_TOP = 0.6, 0.3, 50  # the least score; overlap of 
 YUNET_LEAST = 16  # px of the shorter side of what it looks at
 YUNET_LENIENT_SCORE = 0.3  # where nothing else is found
 YUNET_SIDE = 640  # px; it sees faces of 10 to 300 px, so a larger photo is looked at smaller first
-# YuNet's five points (eyes, nose, corners of the mouth; left to right as one sees them) in dlib's chip of 112 px with a
-# padding of 0.25: medians of 139 faces of training people
-FIVE_POINTS = np.array([(35.3, 33.7), (76.5, 33.7), (55.8, 56.5), (38.0, 74.8), (73.5, 75.5)])
 
 # what is tried, in order, until a face is found
 CHAINS = {
@@ -196,12 +193,10 @@ class FaceAligner:
         on which their model was trained, would put its box."""
         import dlib
 
-        share = (1 + 2 * PADDING) / (1 + 2 * self.padding)  # of the side that dlib's chip takes
-        template = ((FIVE_POINTS + 0.5) / 56 - 1) * share  # the chip's edges are -1 and 1
-        template = (template + 1) * self.image_size / 2 - 0.5
-        matrix = similarity_between(face.points, template)
+        matrix = similarity_between(face.points, chip_points(self.image_size, self.padding))
         chip = cut_out(photo, matrix, self.image_size)
-        edges = ((np.array(CHIP_BOX) * 2 - 1) * share + 1) * self.image_size / 2 - 0.5
+        edges = (np.array(CHIP_BOX) * 2 - 1) * chip_share(self.padding)
+        edges = (edges + 1) * self.image_size / 2 - 0.5
         shape = self.predictor(chip, dlib.rectangle(*(round(edge) for edge in edges)))
         landmarks = np.array([(point.x, point.y) for point in shape.parts()], np.float64)
         back = (landmarks - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
@@ -296,10 +291,14 @@ class FaceAligner:
 
 def load_yunet(path: Path) -> "cv2.FaceDetectorYN":
     """OpenCV's detector YuNet. Raises DataError if the file is damaged."""
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_ERROR)  # it warns of a choice that nobody made
     try:
         return cv2.FaceDetectorYN.create(str(path), "", (64, 64), YUNET_SCORE, YUNET_NMS, YUNET_TOP)
     except cv2.error as error:
         raise DataError(f"{path} is not a whole face detector ({error.err}). Delete it and fetch it again.") from error
+    finally:
+        logging.setLogLevel(level)
 
 
 def run_yunet(yunet: "cv2.FaceDetectorYN", image: np.ndarray, score: float) -> np.ndarray:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data_preprocessing.face_alignment import PADDING, FaceAligner
+from Data_preprocessing.face_alignment import FaceAligner
 from Data_preprocessing.manifest import ManifestRow, OutputFolders
 from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
+from Script_tools.chip_geometry import PADDING
 
 NO_FACE, NO_MASKED_FACE = "the detector finds no face", "masked face not found"  # a row's reasons
 NO_MASK, NO_COLOUR = "none", (0, 0, 0)  # a row's kind and colour where no mask is drawn

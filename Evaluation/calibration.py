@@ -2,9 +2,12 @@
 
 Without arguments: the newest best.pt, on the config's LFW photos, written back into the same file. Masks of all kinds
 are drawn on the aligned faces (--test_masks flat or realigned: otherwise). People trained on are left out.
+Several folders, and really masked people (--real): a threshold is the strictest that any of them asks for, for a false
+accept rate that holds on one set of people only does not hold.
 """
 
 import argparse
+import csv
 import math
 import sys
 from collections.abc import Collection
@@ -31,7 +34,7 @@ from Models.checkpoint import (
     network_from_checkpoint,
     save_checkpoint,
 )
-from Models.mask_head import fit_mask_head, mask_probability
+from Models.mask_head import fit_mask_head
 from Script_tools.files import DataError, read_names
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args
@@ -50,13 +53,18 @@ REAL_MASKS = {"mask_kinds": (), "chain": "full"}  # none is drawn; a photo witho
 class Verdict(NamedTuple):
     """same: the distance is at most ``limit``, the threshold at ``decided_far``, where ``tar`` of the pairs of one
     person pass. far: the lowest rate whose threshold the distance keeps, so of strangers that are as near; None where
-    it keeps none."""
+    it keeps none, not even that of the highest rate: different people. Between the two nobody can tell."""
 
     same: bool
     far: float | None
     decided_far: float
     limit: float
     tar: float
+
+    @property
+    def word(self) -> str:
+        """same, different, or unclear."""
+        return "same" if self.same else "different" if self.far is None else "unclear"
 
 
 def thresholds_at(strangers: np.ndarray, same: np.ndarray) -> list[dict[str, float]]:
@@ -84,54 +92,97 @@ def thresholds_at(strangers: np.ndarray, same: np.ndarray) -> list[dict[str, flo
     return rows
 
 
-def all_pairs(first: np.ndarray, second: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def all_pairs(
+    first: np.ndarray, second: np.ndarray, people: np.ndarray, others: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Distances of all strangers and of all pairs of one person; a photo is never paired with itself.
 
     Args:
         first, second: (N, D) unit rows, of the same N photos. The same array twice: each pair counts once.
         people: (N,) whose photo it is.
+        others: of (M,) other photos, then ``second`` is (M, D).
 
     Returns:
         (P,) and (Q,) float32.
     """
     strangers, same = [], []
-    numbers = np.arange(len(people))
-    once = first is second
+    numbers = np.arange(len(second))
+    once, apart = first is second, others is not None
+    others = others if apart else people
     for start in range(0, len(people), BLOCK):
-        rows = numbers[start : start + BLOCK, None]
+        rows = np.arange(start, min(start + BLOCK, len(people)))[:, None]
         squared = 2 - 2 * (first[start : start + BLOCK].astype(np.float64) @ second.T.astype(np.float64))
         distances = np.sqrt(np.maximum(squared, 0)).astype(np.float32)
-        wanted = rows < numbers if once else rows != numbers
-        of_one = people[rows] == people
+        wanted = np.ones_like(distances, bool) if apart else rows < numbers if once else rows != numbers
+        of_one = people[rows] == others
         strangers.append(distances[wanted & ~of_one])
         same.append(distances[wanted & of_one])
     return np.concatenate(strangers), np.concatenate(same)
 
 
-def calibrate(embeddings: dict[str, np.ndarray], people: np.ndarray) -> dict:
-    """Thresholds of the three protocols, all against all, in plain types.
+class Source(NamedTuple):
+    """Faces of one set of people. read: of the bare and the masked ones. people: whose they are, (N,) names each.
+    drawn: the masked faces are the bare ones with masks drawn on them, row by row."""
 
-    Args:
-        embeddings: 'unmasked' and 'masked': (N, D) unit rows of the same N photos.
-        people: (N,) whose photo it is.
+    name: str
+    read: dict[str, FaceOutputs]
+    people: dict[str, np.ndarray]
+    drawn: bool
+
+    def distances(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+        """``all_pairs`` of a protocol."""
+        first, second = PROTOCOLS[protocol]
+        rows = self.read[first].embeddings, self.read[second].embeddings
+        apart = None if self.drawn or first == second else self.people[second]
+        return all_pairs(*rows, self.people[first], apart)
+
+    @property
+    def photos(self) -> int:
+        """How many photos it has."""
+        return len(self.people["unmasked"]) + (0 if self.drawn else len(self.people["masked"]))
+
+
+def calibrate(sources: list[Source]) -> dict:
+    """Thresholds of the three protocols, all against all within each source, in plain types.
 
     Returns:
-        {protocol: rows of ``thresholds_at``, "people": n, "photos": N}
+        {protocol: rows of ``strictest``, "people": n, "photos": N}
 
     Raises:
         DataError: no pair of one person, or too few strangers for the highest rate.
     """
     thresholds = {}
-    for protocol, (first, second) in PROTOCOLS.items():
-        strangers, same = all_pairs(embeddings[first], embeddings[second], people)
-        thresholds[protocol] = thresholds_at(strangers, same) if len(same) else []
-        if not thresholds[protocol]:
-            raise DataError(
-                f"{len(strangers)} pairs of strangers and {len(same)} pairs of one person are too few: give more "
-                f"people not trained on ({math.ceil(MIN_FALSE_ACCEPTS / FARS[0])} pairs of strangers at least), some "
-                "with several photos."
-            )
-    return {**thresholds, "people": len(np.unique(people)), "photos": len(people)}
+    for protocol in PROTOCOLS:
+        found = [source.distances(protocol) for source in sources]
+        for strangers, same in found:
+            if not len(same) or len(strangers) * FARS[0] < MIN_FALSE_ACCEPTS:
+                raise DataError(
+                    f"{len(strangers)} pairs of strangers and {len(same)} pairs of one person are too few: give more "
+                    f"people not trained on ({math.ceil(MIN_FALSE_ACCEPTS / FARS[0])} pairs of strangers at least), "
+                    "some with several photos."
+                )
+        thresholds[protocol] = strictest(found)
+    people = {str(name) for source in sources for part in source.people.values() for name in part}
+    photos = sum(source.photos for source in sources)
+    return {**thresholds, "people": len(people), "photos": photos, "names": sorted(people)}
+
+
+def strictest(found: list[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, float]]:
+    """``thresholds_at`` of several sources as one: for each rate the smallest distance that any of them asks for.
+
+    A rate that one of them is too small to resolve is not given: nothing is known of it there. "tar" is the share of
+    the pairs of one person that pass where the fewest do.
+
+    Args:
+        found: (strangers, same) distances of each source.
+    """
+    rows = []
+    # the highest first, as many as the fewest have
+    for same_rate in zip(*(thresholds_at(*each) for each in found), strict=False):
+        distance = min(row["distance"] for row in same_rate)
+        tar = min(float(np.mean(same.astype(np.float64) <= distance)) for _, same in found)
+        rows.append({"far": same_rate[0]["far"], "distance": distance, "tar": tar})
+    return rows
 
 
 def protocol_of(first_masked: bool, second_masked: bool) -> str:
@@ -214,30 +265,78 @@ def align(
     return outputs, [row.face for row in rows], [photo.split("/")[0] for photo in photos], photos
 
 
-def real_mask_recall(folder: Path, head: dict, network: torch.nn.Module, config: dict, device: torch.device) -> dict:
-    """On photos of real masks: {"photos", "faces", "recall"}; how many there are, have a face that a detector finds,
-    and the share of these faces that is called masked."""
-    photos = [f"{folder.name}/{name}" for name in photos_of(folder.parent, folder.name)]
-    if not photos:
-        raise DataError(f"--real_masks {folder}: there are no photos in it.")
-    outputs, faces, _, _ = align(folder.parent, photos, config, "found", REAL_MASKS)
-    read = read_faces(network, face_loader(config, outputs.face_notmask, faces, 0, 1), device)
-    return {
-        "photos": len(photos),
-        "faces": len(faces),
-        "recall": float((mask_probability(read.features, head) > 0.5).mean()),
-    }
+def drawn_source(data_path: Path, photos: list[str], config: dict, suite: str, read) -> Source:
+    """Photos of people without masks, and masks drawn on them. ``read(folder, faces)`` gives their FaceOutputs."""
+    outputs, faces, people, _ = align(data_path, photos, config, suite, SUITES[suite])
+    folders = dict(zip(SIDES, (outputs.face_notmask, outputs.face_mask), strict=True))
+    people = np.array(people)
+    return Source(data_path.name, {side: read(folder, faces) for side, folder in folders.items()},
+                  dict.fromkeys(SIDES, people), drawn=True)  # fmt: skip
+
+
+def real_source(folder: Path, photos: dict[str, bool], config: dict, read) -> Source:
+    """Photos of people of whom some wear masks; ``photos``: 'person/file' -> whether a mask is worn."""
+    outputs, faces, people, found = align(folder, sorted(photos), config, "found", REAL_MASKS)
+    masked, people = np.array([photos[photo] for photo in found]), np.array(people)
+    if masked.all() or not masked.any():
+        raise DataError(f"{folder}: of the photos in which a face was found, {int(masked.sum())} of {len(masked)} wear "
+                        "masks: both kinds are needed.")  # fmt: skip
+    outputs_of = read(outputs.face_notmask, faces)
+
+    def part(rows: np.ndarray) -> FaceOutputs:
+        return FaceOutputs(outputs_of.embeddings[rows], None, outputs_of.features[rows])
+
+    parts = {"unmasked": ~masked, "masked": masked}
+    return Source(folder.name, {side: part(rows) for side, rows in parts.items()},
+                  {side: people[rows] for side, rows in parts.items()}, drawn=False)  # fmt: skip
+
+
+def read_wears(folder: Path) -> dict[str, bool]:
+    """{'person/file': whether a mask is worn} from ``labels.csv`` in a folder: columns photo and wears (masked, bare).
+
+    Raises DataError if it is missing, or not so.
+    """
+    path = folder / "labels.csv"
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = {row["photo"]: row["wears"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: there must be a table with the columns photo and wears ({error!r}).") from error
+    wrong = sorted({wears for wears in rows.values() if wears not in ("masked", "bare")})
+    if wrong or not rows:
+        raise DataError(f"{path}: wears must be masked or bare, not {', '.join(map(repr, wrong)) or 'nothing'}.")
+    return {photo: wears == "masked" for photo, wears in rows.items()}
+
+
+def mask_head_of(sources: list[Source], rng: np.random.Generator) -> dict:
+    """The mask head of all sources' faces; "real": what it is worth on each really masked source's, which are among
+    those it was fitted on but for the people kept."""
+    features, people = ({side: [] for side in SIDES} for _ in range(2))
+    for source in sources:
+        for side in SIDES:
+            features[side].append(source.read[side].features)
+            people[side].append(np.array([f"{source.name}/{name}" for name in source.people[side]]))
+    features, people = ({side: np.concatenate(part) for side, part in each.items()} for each in (features, people))
+    return fit_mask_head(features["unmasked"], features["masked"], people["unmasked"], rng, people["masked"])
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt)")
-    parser.add_argument("--data_path", metavar="FOLDER", help="photos, one folder per person (default: LFW_data_path)")
+    parser.add_argument(
+        "--data_path", nargs="+", metavar="FOLDER", help="photos, one folder per person (default: LFW_data_path)"
+    )
+    parser.add_argument(
+        "--real",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="photos of people really masked and not, one folder per person, with a table labels.csv: photo,wears",
+    )
     parser.add_argument("--people", metavar="FILE", help="text file, one name a line: only these people's folders")
     parser.add_argument(
         "--photos_per_person", type=int, default=10, metavar="N", help="at most so many (default: %(default)s)"
     )
-    parser.add_argument("--real_masks", metavar="FOLDER", help="photos of real masks, to measure the mask head on")
     parser.add_argument(
         "--average_flip", action="store_true", help="average the embeddings of a face and its mirror image"
     )
@@ -260,27 +359,27 @@ def main(argv=None) -> dict:
         raise DataError(f"--photos_per_person {args.photos_per_person}: must be 1 or more")
     path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
     checkpoint = load_checkpoint(path)
-    data_path = Path(args.data_path or config["LFW_data_path"]).expanduser().resolve()
-    suite = args.test_masks or "kinds"
-    photos = untrained_photos(args, config, data_path, set(checkpoint["train_people"]))
+    suite, device = args.test_masks or "kinds", choose_device(args.device)
     config |= {**faces_of(checkpoint["config"]), "seed": checkpoint["config"]["seed"]}
-
     kept = halved(checkpoint) if args.half else checkpoint
-    device = choose_device(args.device)
     network = network_from_checkpoint(kept, path).to(device)  # of the rounded weights: the thresholds are theirs
-    outputs, faces, people, _ = align(data_path, photos, config, suite, SUITES[suite])
-    people = np.array(people)
-    read: dict[str, FaceOutputs] = {
-        side: read_faces(network, face_loader(config, folder, faces, 0, 1), device, args.average_flip)
-        for side, folder in zip(SIDES, (outputs.face_notmask, outputs.face_mask), strict=True)
-    }
-    thresholds = calibrate({side: found.embeddings for side, found in read.items()}, people)
-    thresholds |= {"data": data_path.name, "masks": suite, "average_flip": args.average_flip}
-    rng = np.random.default_rng(config["seed"])
-    head = fit_mask_head(read["unmasked"].features, read["masked"].features, people, rng)
-    if args.real_masks:
-        folder = Path(args.real_masks).expanduser().resolve()
-        head["real"] = real_mask_recall(folder, head, network, config, device)
+
+    def read(folder: Path, faces: list[str]) -> FaceOutputs:
+        return read_faces(network, face_loader(config, folder, faces, 0, 1), device, args.average_flip)
+
+    sources, trained = [], set(checkpoint["train_people"])
+    for folder in args.data_path or [config["LFW_data_path"]]:
+        data_path = Path(folder).expanduser().resolve()
+        photos = untrained_photos(args, config, data_path, trained)
+        sources.append(drawn_source(data_path, photos, config, suite, read))
+    for folder in args.real:
+        data_path = Path(folder).expanduser().resolve()
+        wears, photos = read_wears(data_path), untrained_photos(args, config, data_path, trained)
+        sources.append(real_source(data_path, {p: wears[p] for p in photos if p in wears}, config, read))
+    thresholds = calibrate(sources)
+    names = ", ".join(source.name for source in sources)
+    thresholds |= {"data": names, "masks": suite, "average_flip": args.average_flip}
+    head = mask_head_of(sources, np.random.default_rng(config["seed"]))
     save_checkpoint(output, {**kept, "thresholds": thresholds, "mask_head": head})
     print(f"{format_calibration(thresholds, head)}\ncheckpoint {output}, {output.stat().st_size / 1e6:.1f} MB")
     return {"thresholds": thresholds, "mask_head": head}
@@ -308,16 +407,12 @@ def format_calibration(thresholds: dict, head: dict) -> str:
             lines.append(
                 f"{protocol:<11}  1 in {round(1 / row['far']):<15,}   {row['distance']:<8.4f}    {row['tar']:.1%}"
             )
-    lines.append(f"{thresholds['photos']:,} photos of {thresholds['people']:,} people, all against all")
+    photos, people = thresholds["photos"], thresholds["people"]
+    lines.append(f"{photos:,} photos of {people:,} people ({thresholds['data']}), all against all")
     lines.append(
-        f"mask head: {head['recall']:.1%} of drawn masks seen, {head['false_alarms']:.1%} false alarms, on "
+        f"mask head: {head['recall']:.1%} of masks seen, {head['false_alarms']:.1%} false alarms, on "
         f"{head['faces']} faces of other people than it was fitted on"
     )
-    if "real" in head:
-        real = head["real"]
-        lines.append(
-            f"real masks: {real['recall']:.1%} of {real['faces']} faces, found in {real['photos']} photos, seem masked"
-        )
     return "\n".join(lines)
 
 

@@ -111,7 +111,9 @@ def load_dlib_network(path: str | Path) -> DlibFaceNetwork:
             convolution.bias.data = bias * gamma + beta
         network.descriptor.weight.data = next(tensors).view(-1, DIMENSIONS).T.contiguous()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not dlib's whole face recognition model ({error}).") from error
+        raise DataError(
+            f"{path} is not dlib's whole face recognition model ({error}). Delete it and download {NETWORK_URL} again."
+        ) from error
     return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

@@ -4,7 +4,8 @@ Without arguments: the newest best.pt, written beside it as best.onnx; where not
 
 input   images     (N, 3, S, S) float32 RGB in [-1, 1], S = the checkpoint's image_size, any N
 output  embedding  (N, embedding_dim) float32 rows of norm 1
-        attention  (N, 1, h, w) float32 0..1, h = w = S / 32 rounded up; only where the network has the branch
+        attention  (N, 1, h, w) float32 0..1; only where the network has the branch
+        mask       (N,) float32 0..1, how sure the mask head is; only where the checkpoint has one
 
 What a user of the file must know besides (alignment, scaling, distance, thresholds) stands in its metadata.
 Needs three packages more: pip install onnx onnxscript onnxruntime
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint
+from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Script_tools.chip_geometry import chip_points
 from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
@@ -33,12 +35,15 @@ OPSET = 18  # of 2022: ONNX Runtime from 1.14, and most converters, read it
 MAX_DIFFERENCE = 1e-4  # between PyTorch and ONNX Runtime, of any value of any output
 FACES = 32  # of each kind to compare on
 # how a face becomes an input and two embeddings a distance, for whoever has only the file
+ALIGNMENT = {
+    "dlib": "dlib 68 landmarks, padding {padding:g}",
+    "yunet": "OpenCV YuNet, similarity of the five points to {points} px of the image",
+}
 FACE_METADATA = {
     "colour_order": "RGB",
     "scaling": "(value - mean) / std of values 0..255",
     "mean": "127.5",
     "std": "127.5",
-    "alignment": "dlib 68 landmarks, padding 0.25",
     "distance": "Euclidean on unit vectors",
 }
 EMBEDDINGS = {  # by the thresholds' average_flip
@@ -59,13 +64,16 @@ def require_packages() -> None:
         raise DataError(f"Exporting needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
 
 
-def export_network(network: torch.nn.Module, image_size: int, metadata: dict[str, str]) -> bytes:
+def export_network(
+    network: torch.nn.Module, image_size: int, metadata: dict[str, str], mask_head: dict | None = None
+) -> bytes:
     """The bytes of an ONNX file that computes what ``network`` does, with any batch size.
 
     Args:
         network: on the CPU, in evaluation mode.
         image_size: side of its input in px; other sizes are refused by the file.
         metadata: stored as the file's ``metadata_props``.
+        mask_head: of the checkpoint, to become an output too.
 
     Raises:
         DataError: an optional package is missing.
@@ -73,14 +81,14 @@ def export_network(network: torch.nn.Module, image_size: int, metadata: dict[str
     require_packages()
     import onnx
 
-    with_attention = network.face_attention is not None
+    outputs = ["embedding"] + ["attention"] * (network.face_attention is not None) + ["mask"] * (mask_head is not None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about parts of itself
         program = torch.onnx.export(
-            OutputTensors(network),
+            OutputTensors(network, mask_head),
             (torch.zeros(2, 3, image_size, image_size),),  # of one image, the batch size would become a constant
             input_names=["images"],
-            output_names=["embedding", "attention"] if with_attention else ["embedding"],
+            output_names=outputs,
             dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
             opset_version=OPSET,
             dynamo=True,
@@ -95,15 +103,24 @@ def export_network(network: torch.nn.Module, image_size: int, metadata: dict[str
 
 
 class OutputTensors(torch.nn.Module):
-    """The network without the None among its outputs, which ONNX does not have."""
+    """The network without the None among its outputs, which ONNX does not have, and its mask head behind them."""
 
-    def __init__(self, network: torch.nn.Module):
+    def __init__(self, network: torch.nn.Module, mask_head: dict | None = None):
         super().__init__()
-        self.network = network
+        self.network, self.mask_head = network, mask_head is not None
+        if mask_head is not None:
+            self.register_buffer("weight", mask_head["weight"].float())
+            self.bias = mask_head["bias"]
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(N, 3, S, S) float32 -> embedding and, where there is one, attention."""
-        return tuple(output for output in self.network(images) if output is not None)
+        """(N, 3, S, S) float32 -> embedding and, where there are such, attention and (N,) mask."""
+        seen = []
+        hook = self.network.pooled.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            outputs = tuple(output for output in self.network(images) if output is not None)
+        finally:
+            hook.remove()
+        return (*outputs, torch.sigmoid(seen[0].float() @ self.weight + self.bias)) if self.mask_head else outputs
 
 
 def _global_max_pool(x, output_size):
@@ -123,7 +140,9 @@ def _remove_traces(model) -> None:
         del part.metadata_props[:]
 
 
-def max_difference(model: bytes, network: torch.nn.Module, images: np.ndarray, batch_size: int) -> float:
+def max_difference(
+    model: bytes, network: torch.nn.Module, images: np.ndarray, batch_size: int, mask_head: dict | None = None
+) -> float:
     """The largest absolute difference of any output between ONNX Runtime and PyTorch, both on the CPU.
 
     Args:
@@ -140,7 +159,7 @@ def max_difference(model: bytes, network: torch.nn.Module, images: np.ndarray, b
     scaled = ((images.astype(np.float32) - 127.5) / 127.5).astype(np.float32)
     batches = [session.run(None, {"images": scaled[i : i + batch_size]}) for i in range(0, len(scaled), batch_size)]
     with torch.inference_mode():
-        expected = OutputTensors(network)(torch.from_numpy(images))
+        expected = OutputTensors(network, mask_head)(torch.from_numpy(images))
     differences = [
         np.abs(np.concatenate(got) - wanted.numpy()).max()
         for got, wanted in zip(zip(*batches, strict=True), expected, strict=True)
@@ -156,7 +175,13 @@ def noise_and_smooth_faces(count: int, size: int, rng: np.random.Generator) -> n
     return np.concatenate([noise, smooth.round().numpy().astype(np.uint8)])
 
 
-def check_export(model: bytes, network: torch.nn.Module, image_size: int, rng: np.random.Generator) -> float:
+def check_export(
+    model: bytes,
+    network: torch.nn.Module,
+    image_size: int,
+    rng: np.random.Generator,
+    mask_head: dict | None = None,
+) -> float:
     """The largest difference from PyTorch on noise and on smooth images, in batches of 1 and of 32.
 
     A straightener is compared on smooth images alone, and on both the network behind it: in noise of single pixels a
@@ -170,7 +195,13 @@ def check_export(model: bytes, network: torch.nn.Module, image_size: int, rng: n
         behind = copy.deepcopy(network)
         behind.straightener = None
         compared = [(model, network, images[FACES:]), (export_network(behind, image_size, {}), behind, images)]
-    difference = float(np.max([max_difference(*each, batch_size) for each in compared for batch_size in (1, FACES)]))
+    heads = [mask_head, None]
+    differences = [
+        max_difference(*each, batch_size, head)
+        for each, head in zip(compared, heads, strict=False)
+        for batch_size in (1, FACES)
+    ]
+    difference = float(np.max(differences))
     if not difference < MAX_DIFFERENCE:  # NaN too
         raise DataError(
             f"The exported network differs from PyTorch by {difference:.2g}, which is not below {MAX_DIFFERENCE:g}: "
@@ -183,8 +214,10 @@ def checkpoint_metadata(checkpoint: dict, path: str | Path) -> dict[str, str]:
     """What the ONNX file says of its network and its use; ``path`` is the checkpoint's file."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config = checkpoint["config"]
+    config, cut = checkpoint["config"], faces_of(checkpoint["config"])
+    points = chip_points(cut["image_size"], cut["padding"]).round(2).tolist()
     metadata = {
+        "alignment": ALIGNMENT[cut["detector"]].format(padding=cut["padding"], points=points),
         **FACE_METADATA,
         "image_size": str(config["image_size"]),
         "embedding_dim": str(config["embedding_dim"]),
@@ -219,8 +252,9 @@ def main(argv=None) -> Path:
     checkpoint = load_checkpoint(path)
     network = network_from_checkpoint(checkpoint, path)
     image_size = checkpoint["config"]["image_size"]
-    model = export_network(network, image_size, checkpoint_metadata(checkpoint, path))
-    difference = check_export(model, network, image_size, np.random.default_rng(config["seed"]))
+    head = checkpoint.get("mask_head")
+    model = export_network(network, image_size, checkpoint_metadata(checkpoint, path), head)
+    difference = check_export(model, network, image_size, np.random.default_rng(config["seed"]), head)
     with file_errors(output):
         write_whole(output, model)
     print(f"checkpoint {path}, epoch {checkpoint['progress']['epoch']}, input (N, 3, {image_size}, {image_size})")

@@ -16,10 +16,10 @@ from torch import nn
 
 from Models import dlib_face_network, sface_network
 from Models.CBAM_Face_attention_Resnet import MIN_SIZE, face_attention
+from Script_tools.chip_geometry import FIVE_POINTS, PADDING, chip_share
 from Script_tools.files import DataError
 
 TRUNKS = {"dlib": ("dlib",), "sface": ("sface",), "both": ("dlib", "sface")}
-PADDING = 0.25  # of dlib's chip, in whose coordinates faces are straightened and attention is shown
 HIDDEN = 128  # channels of the face attention
 CHIP_CELLS, IMAGE_CELLS = 8, 12  # a side, of attention maps
 
@@ -35,9 +35,8 @@ class View(NamedTuple):
     channels: int  # of the middle map
 
 
-# SFace's crop: the similarity that best carries the five points of faces in dlib's chip (medians of 139 training
-# faces, FIVE_POINTS) to its own template (that of ArcFace, Deng et al. 2019, which OpenCV aligns faces to).
-FIVE_POINTS = ((35.3, 33.7), (76.5, 33.7), (55.8, 56.5), (38.0, 74.8), (73.5, 75.5))  # px of a chip of 112 px
+# SFace's crop: the similarity that best carries FIVE_POINTS, where they are in dlib's chip, to its own template (that
+# of ArcFace, Deng et al. 2019, which OpenCV aligns faces to)
 SFACE_POINTS = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 
 
@@ -87,7 +86,7 @@ class FaceTrunks(nn.Module):
             for branch in self.face_attention.values():
                 nn.init.zeros_(branch[-1].weight)  # attention is 0.5 everywhere until it is taught
         self.weights = {"dlib": dlib_weight, "sface": 1 - dlib_weight} if len(names) > 1 else {names[0]: 1.0}
-        self.share = (1 + 2 * PADDING) / (1 + 2 * padding)  # of the face's side that dlib's chip takes
+        self.share = chip_share(padding)  # of the face's side that dlib's chip takes
         self.projection = None
         self.straightener = None  # of dlib's chip; before all else, once taught (Training/train_straightener.py)
         self.pooled = nn.Identity()  # the features that the mask head reads pass through here

@@ -9,12 +9,19 @@ HELD_OUT = 5  # every fifth of the people is kept for measuring the head
 REGULARISATION = 0.01  # scikit-learn's C: strong, for there are about as many features as faces
 
 
-def fit_mask_head(unmasked: np.ndarray, masked: np.ndarray, people: np.ndarray, rng: np.random.Generator) -> dict:
+def fit_mask_head(
+    unmasked: np.ndarray,
+    masked: np.ndarray,
+    people: np.ndarray,
+    rng: np.random.Generator,
+    masked_people: np.ndarray | None = None,
+) -> dict:
     """A logistic regression that tells masked faces from unmasked ones, in plain types and one tensor.
 
     Args:
-        unmasked, masked: (N, F) features of the same faces without and with a mask.
+        unmasked, masked: (N, F) and (M, F) features of faces without and with a mask.
         people: (N,) whose face it is. The people of every fifth are kept for measuring.
+        masked_people: (M,) likewise; None: the masked faces are the same faces.
 
     Returns:
         weight: (F,) float32 tensor; bias: float; of the people kept: accuracy; recall, the share of masked faces
@@ -25,12 +32,13 @@ def fit_mask_head(unmasked: np.ndarray, masked: np.ndarray, people: np.ndarray, 
     """
     from sklearn.linear_model import LogisticRegression  # here, for whoever only applies a head need not wait for it
 
-    names = rng.permutation(np.unique(people))
+    masked_people = people if masked_people is None else masked_people
+    names = rng.permutation(np.unique(np.concatenate([people, masked_people])))
     if len(names) < 2:
         raise DataError("The mask head needs faces of at least two people: one to fit it on and one to measure it on.")
-    kept = np.isin(people, names[: max(1, len(names) // HELD_OUT)])
-    faces = np.concatenate([unmasked[~kept], masked[~kept]]).astype(np.float64)
-    is_masked = np.repeat([False, True], (~kept).sum())
+    kept, kept_masked = (np.isin(each, names[: max(1, len(names) // HELD_OUT)]) for each in (people, masked_people))
+    faces = np.concatenate([unmasked[~kept], masked[~kept_masked]]).astype(np.float64)
+    is_masked = np.repeat([False, True], [(~kept).sum(), (~kept_masked).sum()])
     mean, std = faces.mean(0), faces.std(0)
     std[std == 0] = 1.0
     fitted = LogisticRegression(C=REGULARISATION, max_iter=1000).fit((faces - mean) / std, is_masked)
@@ -39,7 +47,7 @@ def fit_mask_head(unmasked: np.ndarray, masked: np.ndarray, people: np.ndarray, 
         "weight": torch.from_numpy(weight.astype(np.float32)),
         "bias": float(fitted.intercept_[0] - mean @ weight),
     }
-    recall = float((mask_probability(masked[kept], head) > 0.5).mean())
+    recall = float((mask_probability(masked[kept_masked], head) > 0.5).mean())
     false_alarms = float((mask_probability(unmasked[kept], head) > 0.5).mean())
     accuracy = (recall + 1 - false_alarms) / 2
     return {**head, "accuracy": accuracy, "recall": recall, "false_alarms": false_alarms, "faces": int(kept.sum())}

@@ -119,7 +119,7 @@ def whole(tensors: dict[str, np.ndarray], name: str) -> np.ndarray:
     return (values - zeros) * scales
 
 
-# --- ONNX files are protocol buffers; of their many fields these are needed --------------------------------------------
+# --- ONNX files are protocol buffers; of their many fields these are needed --------------------------------------
 
 GRAPH, INITIALIZER = 7, 5  # of a model, of a graph
 DIMS, DATA_TYPE, FLOATS, INTEGERS, LONGS, NAME, RAW = 1, 2, 4, 5, 7, 8, 9  # of a tensor
@@ -185,7 +185,7 @@ def varints(data: bytes) -> list[int]:
 
 
 def varint(data: memoryview, place: int) -> tuple[int, int]:
-    """A whole number of 7 bits a byte, the lowest first, and where it ends. Raises IndexError at the end of ``data``."""
+    """A whole number of 7 bits a byte, lowest first, and where it ends. Raises IndexError at the end of ``data``."""
     value = shift = 0
     while True:
         byte = data[place]

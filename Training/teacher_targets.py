@@ -5,7 +5,6 @@ import torch.nn.functional as F
 
 from Models.face_trunks import FaceTrunks
 
-
 ROUND = 16  # blends are looked at in batches of a multiple of it
 
 

@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_loader.Data_loader_facenet_mask import num_processes
 from Data_loader.moved_faces import WIDE_PADDING, MovedFaces, wide_size
 from Data_loader.triplet_dataset import FaceLoader
-from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.manifest import read_landmarks
 from Data_preprocessing.photo_files import person_folders, photos_of
 from Evaluation.calibration import align
 from Models.checkpoint import checkpoint_to_change, faces_of, load_checkpoint, require, save_checkpoint
 from Models.straightener import UNIT, Straightener
+from Script_tools.chip_geometry import chip_share
 from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
@@ -156,7 +156,7 @@ def main(argv=None) -> dict:
     data_path = Path(args.data_path or config["raw_data_path"]).expanduser().resolve()
     people, faces = set(checkpoint["train_people"]), faces_of(checkpoint["config"])
     # what it looks at is dlib's chip, whatever room the network's faces have around it
-    size = round(faces["image_size"] * (1 + 2 * PADDING) / (1 + 2 * faces["padding"]))
+    size = round(faces["image_size"] * chip_share(faces["padding"]))
     config |= {"detector": faces["detector"]}
     dataset, rows, kept = wide_faces(data_path, people, args.photos, size, config)
     network = train(dataset, rows, args.images, config, device)

@@ -25,13 +25,13 @@ from benchmarks.small_real import SmallReal, prepare
 from benchmarks.sources import SOURCES, scores
 from config_mask import RECIPES, config
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
-from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Evaluation.embed import embed_faces
 from Evaluation.scores import PROTOCOLS
 from Losses.Attention_loss import attention_iou, resize_target
 from Models.checkpoint import faces_of, load_checkpoint, network_from_checkpoint
 from Models.face_trunks import FaceTrunks
+from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, replacing, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT

@@ -12,9 +12,9 @@ import numpy as np
 
 from Data_preprocessing import Image_processing, Make_csv_file_mask
 from Data_preprocessing.create_pairs import create_pairs
-from Data_preprocessing.face_alignment import PADDING
 from Data_preprocessing.manifest import output_folders
 from Data_preprocessing.photo_files import person_folders, photos_of
+from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, read_names, write_whole
 
 SELECT_PEOPLE, SELECT_FOLDS, SELECT_PAIRS = 250, 5, 120  # pairs: of one person a fold, and as many of two

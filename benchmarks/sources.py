@@ -8,7 +8,6 @@ A pair is lost where a face is not found. Lost pairs are counted; "with_lost" ta
 all where they show one person, the nearest where they show two), so that nobody wins by losing hard pairs.
 """
 
-import csv
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -21,12 +20,12 @@ from benchmarks.small_real import DOUBLES, SmallReal
 from config_mask import config
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, face_loader
 from Data_loader.lfw_pairs import TestSet
-from Evaluation.calibration import REAL_MASKS, align
+from Evaluation.calibration import REAL_MASKS, align, read_wears
 from Evaluation.scores import PROTOCOLS, summarise
-from Script_tools.files import DataError
 
 SOURCES = ("lfw", "celeba", "real")
 NEAREST, FARTHEST = -1.0, 3.0  # beyond every distance of unit rows
+WORN = {False: "bare", True: "masked"}
 WEARS = {"unmasked": ("bare", "bare"), "masked": ("masked", "masked"), "cross": ("masked", "bare")}
 
 Embed = Callable[[object], np.ndarray]  # a loader of faces -> (N, D) rows
@@ -87,7 +86,7 @@ def score_pairs(source: str, suite: str, test_set: TestSet, embed: Embed, known:
 
 def score_real(folder: Path, settings: dict, embed: Embed) -> Scored:
     """Really masked people: all pairs of photos, by what the two wear."""
-    wears = read_labels(folder / "labels.csv")
+    wears = {photo: WORN[masked] for photo, masked in read_wears(folder).items()}
     outputs, faces, owners, found = align(folder, sorted(wears), settings, "found", REAL_MASKS)
     rows = embed(face_loader(settings, outputs.face_notmask, faces, 0, 1))
     worn, owners = np.array([wears[photo] for photo in found]), np.array(owners)
@@ -105,16 +104,6 @@ def score_real(folder: Path, settings: dict, embed: Embed) -> Scored:
         lost_of[protocol], pairs_of[protocol] = sum(lost), (np.stack([owners[a], owners[b]], 1), same)
     row |= {"pairs": len(pairs_of["cross"][1]), "lost": lost_of["cross"]}
     return Scored(row, {}, *pairs_of["cross"], {"cross": distances["cross"]})
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """{'person/photo': 'masked' or 'bare'}. Raises DataError if the file is missing or not so."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            wears = {row["photo"]: row["wears"] for row in csv.DictReader(file)}
-    except (OSError, KeyError) as error:
-        raise DataError(f"{path}: there must be a table photo,wears ({error!r})") from error
-    return wears
 
 
 def pairs_of_all(worn: np.ndarray, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:

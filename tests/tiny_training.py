@@ -15,7 +15,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_maskV9
-from Models.checkpoint import TEACHER_DIM, UnitLinear
+from Models.checkpoint import TEACHER_DIMS, UnitLinear
 from Script_tools.script import run_script
 from Training import run as training_run
 from Training import setup as training_setup
@@ -28,15 +28,16 @@ class TinyNetwork(nn.Module):
         super().__init__()
         self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU())
         self.attention = nn.Conv2d(8, 1, 1)
+        self.pooled = nn.Identity()
         self.embedding = nn.Linear(8, 16)
-        self.projection = UnitLinear(16, TEACHER_DIM, bias=False) if taught else None
+        self.projection = UnitLinear(16, TEACHER_DIMS["dlib"], bias=False) if taught else None
 
     def forward(self, images, return_logits=False):
         if self.training:
             time.sleep(float(os.environ.get("TINY_SECONDS", 0)))
         features = self.trunk(images.float() / 127.5 - 1)
         logits = self.attention(features)
-        embedding = nn.functional.normalize(self.embedding(features.mean(dim=(2, 3))).float(), dim=1)
+        embedding = nn.functional.normalize(self.embedding(self.pooled(features.mean(dim=(2, 3)))).float(), dim=1)
         return embedding, logits if return_logits else logits.sigmoid()
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from Data_loader import teacher_descriptors as teacher
-from Data_loader.teacher_descriptors import MARK, RECORD, cache_path_of, face_descriptors
+from Data_loader.teacher_descriptors import RECORD, cache_path_of, face_descriptors, mark_of
 from Data_preprocessing.face_alignment import FaceAligner
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.photo_files import decode_photo, iter_photos, read_photo, write_jpeg
@@ -77,6 +77,9 @@ def write_face(tmp_path, name, rng):
     path = tmp_path / "faces" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_jpeg(path, rng.integers(0, 256, (20, 20, 3), np.uint8))
+
+
+MARK = mark_of("dlib")
 
 
 def describe(tmp_path, faces, compute=fake_descriptor, workers=1):
@@ -337,7 +340,7 @@ def test_a_damaged_network_is_refused(tmp_path, faces, monkeypatch):
     monkeypatch.setattr(dlib_face_network, "NETWORK_PATH", tmp_path / "here.dat")
     for data in (b"<html>404</html>", whole[: len(whole) // 2], whole[:5000] + b"\xff" * 4 + whole[5004:]):
         (tmp_path / "here.dat").write_bytes(data)
-        teacher.load_network.cache_clear()
+        teacher.own_network.cache_clear()
         with pytest.raises(DataError, match=r"here\.dat is not dlib's whole .* download http"):
             describe(tmp_path, faces, None)
 

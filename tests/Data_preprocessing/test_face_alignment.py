@@ -16,9 +16,13 @@ from Data_preprocessing.face_alignment import (
     MAX_DETECTION_SIDE,
     FaceAligner,
     central_square,
+    cut_out,
     find_model,
+    holds_middle,
     load_cnn,
+    load_yunet,
     nearest_centre,
+    similarity_between,
     to_chip,
 )
 from Data_preprocessing.Make_sample_faces import make_sample_faces
@@ -45,6 +49,12 @@ def photos(tmp_path_factory):
     turned = [cv2.warpAffine(photo, turn, photo.shape[1::-1], borderValue=(90, 120, 60)) for photo in drawn[:2]]
     scaled = [cv2.resize(drawn[2], None, fx=s, fy=s, interpolation=cv2.INTER_AREA) for s in (0.5, 2.7)]
     return drawn + turned + scaled
+
+
+def found(aligner, photo, chain, inside=None):
+    """The boxes of the faces that a chain finds, and the detector."""
+    faces, detector = aligner.find(photo, chain, inside)
+    return [face.box for face in faces], detector
 
 
 class FakeDetector:
@@ -160,7 +170,7 @@ def test_landmarks_agree_with_a_second_prediction_on_the_chip(aligner, photos):
     distances = []
     for photo in photos:
         face = aligner.align(photo)
-        boxes, _ = aligner.find(face.chip, "hog")
+        boxes, _ = found(aligner, face.chip, "hog")
         again = aligner.predictor(face.chip, dlib.rectangle(*nearest_centre(boxes, face.chip.shape)))
         points = np.array([(point.x, point.y) for point in again.parts()])
         distances.append(np.linalg.norm(points - face.landmarks, axis=1).mean())
@@ -211,7 +221,7 @@ def test_the_photo_is_enlarged_only_where_nothing_was_found(aligner, photos):
 
 def test_large_photos_are_searched_on_a_smaller_copy(aligner):
     detector = FakeDetector([(100, 100, 200, 200)])
-    boxes, _ = with_detector(aligner, detector).find(np.zeros((1000, 2 * MAX_DETECTION_SIDE, 3), np.uint8), "hog")
+    boxes, _ = found(with_detector(aligner, detector), np.zeros((1000, 2 * MAX_DETECTION_SIDE, 3), np.uint8), "hog")
     assert detector.calls == [((500, MAX_DETECTION_SIDE, 3), 0)]
     assert boxes == [(200, 200, 400, 400)]
 
@@ -266,9 +276,9 @@ def test_of_unlikely_faces_the_likeliest_counts(aligner, photos):
     middle, corner, worse = (120, 120, 180, 180), (5, 5, 60, 60), (90, 90, 200, 200)
     weak = [(middle, -0.3), (corner, -0.1), (worse, LENIENT_THRESHOLD - 0.1)]
     lenient = with_detector(aligner, FakeDetector([], needs=9, weak=weak))
-    assert lenient.find(photos[0], "full") == ([corner], "hog lenient")
-    assert lenient.find(photos[0], "full", inside=(100, 100, 200, 200)) == ([middle], "hog lenient")
-    assert lenient.find(photos[0], "hog") == ([], "")
+    assert found(lenient, photos[0], "full") == ([corner], "hog lenient")
+    assert found(lenient, photos[0], "full", inside=(100, 100, 200, 200)) == ([middle], "hog lenient")
+    assert found(lenient, photos[0], "hog") == ([], "")
 
 
 @pytest.mark.parametrize("side", CNN_SIDES)
@@ -293,13 +303,13 @@ def test_only_a_face_in_the_given_box_counts(aligner, photos, monkeypatch):
     cnn = FakeCNN(0)
     monkeypatch.setattr(face_alignment, "load_cnn", lambda path: cnn)
     seeing = with_detector(aligner, FakeDetector([here, there]))
-    assert seeing.find(photos[0], "full") == ([here, there], "hog")
-    assert seeing.find(photos[0], "full", inside=(90, 90, 190, 190)) == ([there], "hog")
+    assert found(seeing, photos[0], "full") == ([here, there], "hog")
+    assert found(seeing, photos[0], "full", inside=(90, 90, 190, 190)) == ([there], "hog")
     scale = max(photos[0].shape[:2]) / CNN_SIDES[0]
     unseen = tuple(round(value * scale) for value in (70, 60, 130, 120))
-    boxes, detector = with_detector(aligner, FakeDetector([here])).find(photos[0], "full", inside=unseen)
+    boxes, detector = found(with_detector(aligner, FakeDetector([here])), photos[0], "full", inside=unseen)
     assert detector == "cnn" and len(boxes) == 1
-    assert seeing.find(photos[0], "hog", inside=(0, 0, 5, 5)) == ([], "")
+    assert found(seeing, photos[0], "hog", inside=(0, 0, 5, 5)) == ([], "")
 
 
 def test_a_whole_image_is_a_chip_already(blind, aligner, photos, monkeypatch):
@@ -356,3 +366,77 @@ def test_a_face_behind_a_real_mask(aligner):
 def test_importing_the_module_does_not_import_dlib():
     tree = Path(face_alignment.__file__).read_text()
     assert "\nimport dlib" not in tree and "\nfrom dlib" not in tree
+
+
+# --- YuNet ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def yunet():
+    return FaceAligner("no such file", SIZE, detector="yunet")
+
+
+def test_with_yunet_the_chip_is_dlibs_but_for_a_little(yunet, aligner, photos):
+    """The five-point template was measured on real faces; drawn ones have theirs elsewhere by some pixels."""
+    for photo in photos:
+        face, other = yunet.align(photo), aligner.align(photo)
+        assert face.detector == "yunet" and face.chip.shape == other.chip.shape
+        eyes, others = (each.landmarks[36:48].mean(axis=0) for each in (face, other))
+        assert np.linalg.norm(eyes - others) < 0.08 * SIZE
+        assert holds_middle(face.box, other.box)
+
+
+def test_the_landmarks_of_chip_and_photo_are_the_same_points(yunet, photos):
+    """The similarity between the two is the one that cuts the chip out of the photo."""
+    for photo in photos:
+        face = yunet.align(photo)
+        matrix = similarity_between(face.photo_landmarks.astype(float), face.landmarks.astype(float))
+        carried = face.photo_landmarks @ matrix[:, :2].T + matrix[:, 2]
+        np.testing.assert_allclose(carried, face.landmarks, atol=0.01)
+        assert np.abs(cut_out(photo, matrix, SIZE).astype(int) - face.chip).mean() < 1
+
+
+def test_more_padding_shows_the_same_face_smaller_in_the_middle(photos):
+    wide = FaceAligner("no such file", 168, padding=0.625, detector="yunet").align(photos[0])
+    close = FaceAligner("no such file", 112, detector="yunet").align(photos[0])
+    inner = wide.chip[28:140, 28:140]
+    assert np.abs(inner.astype(float) - close.chip).mean() < 1
+    np.testing.assert_allclose(wide.landmarks - 28, close.landmarks, atol=1.5)
+
+
+def test_yunet_looks_at_large_and_tiny_photos_and_tight_crops(yunet, photos):
+    photo = photos[0]
+    face = yunet.align(photo)
+    large = yunet.align(cv2.resize(photo, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC))
+    assert large.detector == "yunet" and np.linalg.norm(large.landmarks - face.landmarks, axis=1).mean() < 8
+    left, top, right, bottom = face.box
+    tight = photo[top:bottom, left:right]
+    assert yunet.align(tight, chain="full") is not None
+    for shape in ((1, 1, 3), (5, 5, 3), (2, 900, 3), (300, 300, 3)):
+        assert yunet.align(np.full(shape, 90, np.uint8), chain="full") is None
+
+
+def test_a_similarity_is_found_again_and_small_faces_do_not_alias():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(5, 2)) * 20
+    wanted = np.array([[0.3, -0.4, 7], [0.4, 0.3, -2]])
+    targets = points @ wanted[:, :2].T + wanted[:, 2]
+    np.testing.assert_allclose(similarity_between(points, targets), wanted, atol=1e-9)
+    stripes = np.tile(np.array([0, 255], np.uint8)[None, :, None], (800, 400, 3))  # 800 x 800
+    small = cut_out(stripes, np.array([[0.1, 0, 0], [0, 0.1, 0]]), 64)
+    assert abs(small[1:, 1:].astype(int) - 127).max() < 40  # without a smaller copy it would be black or white
+    photo = np.arange(100 * 100 * 3, dtype=np.uint8).reshape(100, 100, 3)
+    moved = cut_out(photo, np.array([[1.0, 0, -20], [0, 1, -30]]), 50)
+    np.testing.assert_array_equal(moved, photo[30:80, 20:70])
+
+
+def test_a_broken_detector_is_named(tmp_path):
+    (tmp_path / "some.onnx").write_bytes(b"<html>404</html>")
+    with pytest.raises(DataError, match=r"some\.onnx is not a whole face detector"):
+        load_yunet(tmp_path / "some.onnx")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no photographs of real masks here")
+def test_yunet_finds_faces_behind_real_masks(yunet):
+    photos = [read_photo(path) for path in sorted((REAL / "real_masks").iterdir())[:60]]
+    assert sum(yunet.align(photo, chain="full") is not None for photo in photos) >= 57

@@ -9,8 +9,17 @@ import torch
 
 from config_mask import config
 from Evaluation import calibration
-from Evaluation.calibration import all_pairs, calibrate, choose_photos, decide, halved, protocol_of, thresholds_at
-from Evaluation.embed import read_faces
+from Evaluation.calibration import (
+    Source,
+    all_pairs,
+    calibrate,
+    choose_photos,
+    decide,
+    halved,
+    protocol_of,
+    thresholds_at,
+)
+from Evaluation.embed import FaceOutputs, read_faces
 from Models import checkpoint
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint, save_checkpoint
@@ -84,14 +93,45 @@ def test_the_three_protocols_compare_the_right_sides():
     rng = np.random.default_rng(2)
     unmasked, masked = unit_rows(rng, 60), unit_rows(rng, 60)
     people = np.repeat(np.arange(30), 2)
-    thresholds = calibrate({"unmasked": unmasked, "masked": masked}, people)
+    thresholds = calibrate([source_of(unmasked, masked, people)])
     assert (thresholds["people"], thresholds["photos"]) == (30, 60)
     for protocol, sides in {
         "unmasked": (unmasked, unmasked), "masked": (masked, masked), "cross": (unmasked, masked)
     }.items():  # fmt: skip
         assert thresholds[protocol] == thresholds_at(*all_pairs(*sides, people))
     with pytest.raises(DataError, match="3 pairs of strangers and 0 pairs of one person are too few"):
-        calibrate({"unmasked": unmasked[:3], "masked": masked[:3]}, np.arange(3))
+        calibrate([source_of(unmasked[:3], masked[:3], np.arange(3))])
+
+
+def source_of(unmasked, masked, people, masked_people=None, name="made up") -> Source:
+    """People whose masks are drawn, or, with ``masked_people``, really worn."""
+    read = {side: FaceOutputs(rows, None, rows) for side, rows in (("unmasked", unmasked), ("masked", masked))}
+    drawn = masked_people is None
+    return Source(name, read, {"unmasked": people, "masked": people if drawn else masked_people}, drawn)
+
+
+def test_of_several_sources_each_keeps_the_rate():
+    """One whose strangers are nearer than the other's: the thresholds are those it asks for."""
+    rng = np.random.default_rng(5)
+    easy = source_of(unit_rows(rng, 400, 64), unit_rows(rng, 400, 64), np.repeat(np.arange(200), 2))
+    alike = unit_rows(rng, 150, 64) + 2 * unit_rows(rng, 1, 64)
+    alike /= np.linalg.norm(alike, axis=1, keepdims=True)
+    hard = source_of(alike[:90], alike[90:], np.repeat(np.arange(30), 3), np.repeat(np.arange(30), 2), "really masked")
+    both, alone = calibrate([easy, hard]), calibrate([easy])
+    assert (both["people"], both["photos"]) == (200, 400 + 150) and alone["photos"] == 400
+    for protocol in ("unmasked", "masked", "cross"):
+        found = [source.distances(protocol) for source in (easy, hard)]
+        rows = both[protocol]
+        # only rates that each resolves: the first one alone resolves one more
+        assert len(rows) == min(len(thresholds_at(*each)) for each in found) < len(alone[protocol])
+        assert all(row["distance"] < other["distance"] for row, other in zip(rows, alone[protocol], strict=False))
+        for row in rows:
+            for strangers, same in found:
+                assert (strangers.astype(float) <= row["distance"]).mean() <= row["far"]
+                assert row["tar"] <= (same.astype(float) <= row["distance"]).mean()
+    # photos of real masks are others than those without: every one is compared with every one
+    strangers, same = hard.distances("cross")
+    assert len(strangers) + len(same) == 90 * 60 and len(same) == 30 * 3 * 2
 
 
 def test_a_verdict_names_the_lowest_rate_that_the_distance_keeps():
@@ -100,6 +140,8 @@ def test_a_verdict_names_the_lowest_rate_that_the_distance_keeps():
     ]
     assert decide(0.5, rows, 1e-2) == (True, 1e-3, 1e-2, 0.8, 0.7)
     assert decide(0.6, rows, 1e-2) == (True, 1e-2, 1e-2, 0.8, 0.7)
+    words = [decide(distance, rows, 1e-2).word for distance in (0.8, 0.81, 1.0, 1.01)]
+    assert words == ["same", "unclear", "unclear", "different"]
     assert decide(0.81, rows, 1e-2) == (False, 0.1, 1e-2, 0.8, 0.7)  # though it would pass at 0.1
     assert decide(1.01, rows, 1e-2) == (False, None, 1e-2, 0.8, 0.7)
     assert decide(0.81, rows, 0.1).same
@@ -146,7 +188,7 @@ def test_reading_faces_gives_the_networks_own_outputs_and_the_embedding_layers_i
     np.testing.assert_allclose(read.embeddings, again.numpy(), atol=1e-5)
     flipped = read_faces(network, [images], torch.device("cpu"), flip=True)
     np.testing.assert_allclose(flipped.embeddings, mirrored.numpy(), atol=1e-5)
-    assert not network.embedding._forward_pre_hooks
+    assert not network.pooled._forward_pre_hooks
 
 
 def test_half_precision_keeps_what_use_needs_and_loads_as_float32(checkpoint_path, network):

@@ -7,10 +7,11 @@ import torch
 from config_mask import RECIPES
 from config_mask import config as defaults
 from Data_loader.augmentation import Augmentation
-from Data_loader.teacher_descriptors import to_chip_size
+from Data_loader.teacher_descriptors import to_size
 from Data_loader.triplet_dataset import FaceLoader, TrainDataset
 from Data_preprocessing.photo_files import read_photo, write_jpeg
 from Models.dlib_face_network import DlibFaceNetwork, find_network, load_dlib_network, packed_integer, with_zeros
+from Models.face_trunks import FaceTrunks
 from Script_tools.files import DataError
 from Script_tools.settings import check_config
 from tests.conftest import ROOT
@@ -88,15 +89,16 @@ def test_targets_are_the_descriptors_or_their_directions_from_the_mean(centred):
 
 
 def test_a_blend_is_described_by_the_network_and_no_other_image_is(network):
+    teachers = FaceTrunks("dlib", "none").load_own_weights().eval()
     descriptors, images = unit_rows(4), torch.from_numpy(chips()[:2].transpose(0, 3, 1, 2).copy())
     batch = {"images": torch.empty(1, 3, 3, 8, 8), "triplet": torch.tensor([[0, 1, 2]]), "blends": images}
-    teacher = Teacher(descriptors, True, network)
+    teacher = Teacher(descriptors, True, teachers)
     plain = teacher({"images": batch["images"], "triplet": batch["triplet"]})
     targets = teacher({**batch, "blended": torch.tensor([2, 0])})
     assert torch.equal(targets[1], plain[1])
     looked_at = torch.nn.functional.normalize(network(images), dim=1) - descriptors.mean(0)
     wanted = torch.nn.functional.normalize(looked_at, dim=1)
-    torch.testing.assert_close(targets[[2, 0]], wanted)
+    torch.testing.assert_close(targets[[2, 0]], wanted, atol=1e-5, rtol=1e-4)
     none = teacher({**batch, "blends": images[:0], "blended": torch.empty(0, dtype=torch.int64)})
     assert torch.equal(none, plain)
 
@@ -149,7 +151,7 @@ def test_a_blend_is_what_the_teacher_would_see_of_a_file(flat_faces):
     batch = blending(flat_faces, mix=1.0).batch([[1, 1, 1, 5]])
     chip = batch["blends"][0].permute(1, 2, 0).numpy()
     level = int(chip.mean().round())
-    assert np.abs(to_chip_size(np.full((96, 96, 3), level, np.uint8)).astype(int) - chip).max() <= 1
+    assert np.abs(to_size(np.full((96, 96, 3), level, np.uint8), 150).astype(int) - chip).max() <= 1
 
 
 def test_blends_need_a_teacher_and_no_triplets():
