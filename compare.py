@@ -31,6 +31,7 @@ from Script_tools.files import DataError, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
+FAR = 1e-3  # of strangers that may pass for the same person, where nothing else is asked for
 EXIT_CODES = {"same": 0, "different": 10, "unclear": 20, None: 20}
 DETECTORS = {
     "hog": "dlib's HOG detector",
@@ -84,7 +85,8 @@ class Comparer:
     """A checkpoint made ready to read photos and to judge distances.
 
     Args:
-        path: the checkpoint. far: of the strangers, the share that may pass for the same person.
+        path: the checkpoint. far: of the strangers, the share that may pass for the same person; None: FAR, or the
+            lowest that the thresholds have.
         average_flip: average the embeddings of a face and its mirror image, where the checkpoint has no thresholds;
             where it has, faces are embedded as they were for the thresholds.
 
@@ -92,13 +94,16 @@ class Comparer:
         DataError: no such checkpoint, no landmark model, or no thresholds for ``far``.
     """
 
-    def __init__(self, path: Path, predictor_path: str, device: torch.device, far: float, average_flip: bool):
+    def __init__(self, path: Path, predictor_path: str, device: torch.device, far: float | None, average_flip: bool):
         checkpoint = load_checkpoint(path)
-        self.path, self.device, self.far = path, device, far
+        self.path, self.device = path, device
         self.network = network_from_checkpoint(checkpoint, path).to(device)
         self.aligner = aligner_for(predictor_path, **faces_of(checkpoint["config"]))
         self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
         self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
+        if far is None and self.thresholds:
+            far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in SIDES))
+        self.far = far
         for protocol in SIDES if self.thresholds else ():
             decide(0.0, self.thresholds[protocol], far)
 
@@ -134,6 +139,7 @@ class Comparer:
             "threshold": verdict.limit,
             "threshold_far": verdict.decided_far,
             "threshold_tar": verdict.tar,
+            "threshold_tar_most": verdict.tar_most,
         }
 
 
@@ -242,10 +248,12 @@ def describe(report: dict) -> str:
     if deciding["verdict"] is None:
         return "\n".join([*lines, "The checkpoint has no thresholds, so a distance has no meaning yet: add them with "
                           "python Evaluation/calibration.py"])  # fmt: skip
+    low, high = deciding["threshold_tar"], deciding["threshold_tar_most"]
+    passing = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%} (by the set of people)"
     lines.append(
         f"({SIDES[deciding['protocol']]}: same up to {deciding['threshold']:.3f}, where 1 in "
-        f"{round(1 / deciding['threshold_far']):,} strangers passes, and {deciding['threshold_tar']:.0%} of the pairs "
-        "of one person do)"
+        f"{round(1 / deciding['threshold_far']):,} strangers passes, and {passing} of the pairs of one person do; "
+        f"measured on {report['thresholds_of']})"
     )
     if "nearest" in report:
         chance = report["photos_searched"] * deciding["threshold_far"]
@@ -271,7 +279,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("second", metavar="B", help="a photo, or such a folder; not both")
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: see above)")
     parser.add_argument(
-        "--far", type=float, default=1e-3, metavar="SHARE", help="of strangers that may pass (default: %(default)s)"
+        "--far",
+        type=float,
+        metavar="SHARE",
+        help=f"of strangers that may pass (default: {FAR}, or the lowest)",
     )
     parser.add_argument("--nearest", type=int, default=5, metavar="K", help="people of a folder (default: %(default)s)")
     parser.add_argument("--picture", metavar="PATH", help="write photos, aligned faces and attention as one PNG")
@@ -313,7 +324,13 @@ def main(argv=None) -> dict:
             report = compare_photos(comparer, *paths, args.picture)
     except NoAnswer as error:
         report = {"verdict": None, "error": str(error)}
-    report = {"checkpoint": str(checkpoint_path), **report, "exit_code": EXIT_CODES[report["verdict"]]}
+    of = (comparer.thresholds or {}).get("data", "unknown people")
+    report = {
+        "checkpoint": str(checkpoint_path),
+        "thresholds_of": of,
+        **report,
+        "exit_code": EXIT_CODES[report["verdict"]],
+    }
     text = json.dumps(report, indent=2)
     if args.json and args.json != "-":
         write_whole(args.json, text + "\n")

@@ -4,6 +4,8 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from Data_loader.augmentation import of_config as augmentation_of
 from Data_loader.batch_sampler import TripletBatchSampler, epoch_tables
 from Data_loader.face_files import check_files
@@ -11,8 +13,13 @@ from Data_loader.lfw_pairs import TestSet, prepare_pairs
 from Data_loader.triplet_dataset import FaceDataset, FaceLoader, TrainDataset
 from Data_loader.triplets import train_index
 from Data_preprocessing.manifest import read_landmarks
+from Script_tools.chip_geometry import PADDING, chip_share
 from Script_tools.files import DataError
 from Script_tools.workers import usable_processors
+
+EYES_APART = 0.346  # of dlib's chip: the distance of the eyes' middles (median of 12,222 training faces; 1 % are below
+# 0.27, 1 % above 0.40)
+MORE_APART = 1.25  # times so much: another padding, not another set of people
 
 
 def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size: int = 1) -> FaceLoader:
@@ -56,6 +63,9 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
     if how.unmasked_share:
         folders.add(config["notmask_data_path"])
     check_files(faces, *sorted(folders))
+    landmarks = read_landmarks(config["manifest_path"], faces, config["image_size"]) if new else None
+    if new:
+        check_padding(landmarks / config["image_size"], config)
     return TrainDataset(
         faces,
         faces_path,
@@ -63,9 +73,25 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
         config["image_size"],
         how=how,
         notmask_data_path=config["notmask_data_path"],
-        landmarks=read_landmarks(config["manifest_path"], faces, config["image_size"]) if new else None,
+        landmarks=landmarks,
         seed=config["seed"],
     )
+
+
+def check_padding(landmarks: np.ndarray, config: dict) -> None:
+    """Raise DataError if faces lie in their images as with another padding than the config's.
+
+    ``landmarks``: (N, 68, 2) as shares of the image's side. It is seen by how far apart the eyes are.
+    """
+    eyes = landmarks[:, 36:42].mean(1) - landmarks[:, 42:48].mean(1)
+    apart, wanted = np.median(np.linalg.norm(eyes, axis=1)), EYES_APART * chip_share(config["padding"])
+    if not 1 / MORE_APART < apart / wanted < MORE_APART:
+        made = ((1 + 2 * PADDING) * EYES_APART / apart - 1) / 2
+        raise DataError(
+            f"padding = {config['padding']:g}: the faces of {config['manifest_path']} were made with another, about "
+            f"{made:.2f}. Make them anew with Data_preprocessing/Image_processing.py --padding {config['padding']:g} "
+            f"--image_size {config['image_size']} --detector {config['detector']}, or give the padding they have"
+        )
 
 
 def select_dataloader(

@@ -52,14 +52,16 @@ REAL_MASKS = {"mask_kinds": (), "chain": "full"}  # none is drawn; a photo witho
 
 class Verdict(NamedTuple):
     """same: the distance is at most ``limit``, the threshold at ``decided_far``, where ``tar`` of the pairs of one
-    person pass. far: the lowest rate whose threshold the distance keeps, so of strangers that are as near; None where
-    it keeps none, not even that of the highest rate: different people. Between the two nobody can tell."""
+    person pass, ``tar_most`` on the set of people where the most do. far: the lowest rate whose threshold the distance
+    keeps, so of strangers that are as near; None where it keeps none, not even that of the highest rate: different
+    people. Between the two nobody can tell."""
 
     same: bool
     far: float | None
     decided_far: float
     limit: float
     tar: float
+    tar_most: float
 
     @property
     def word(self) -> str:
@@ -171,7 +173,7 @@ def strictest(found: list[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, floa
     """``thresholds_at`` of several sources as one: for each rate the smallest distance that any of them asks for.
 
     A rate that one of them is too small to resolve is not given: nothing is known of it there. "tar" is the share of
-    the pairs of one person that pass where the fewest do.
+    the pairs of one person that pass where the fewest do, "tar_most" where the most do.
 
     Args:
         found: (strangers, same) distances of each source.
@@ -180,8 +182,8 @@ def strictest(found: list[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, floa
     # the highest first, as many as the fewest have
     for same_rate in zip(*(thresholds_at(*each) for each in found), strict=False):
         distance = min(row["distance"] for row in same_rate)
-        tar = min(float(np.mean(same.astype(np.float64) <= distance)) for _, same in found)
-        rows.append({"far": same_rate[0]["far"], "distance": distance, "tar": tar})
+        tars = [float(np.mean(same.astype(np.float64) <= distance)) for _, same in found]
+        rows.append({"far": same_rate[0]["far"], "distance": distance, "tar": min(tars), "tar_most": max(tars)})
     return rows
 
 
@@ -201,7 +203,8 @@ def decide(distance: float, rows: list[dict[str, float]], far: float) -> Verdict
         raise DataError(f"--far {far:g}: the checkpoint has thresholds for {there} only.")
     passed = [row["far"] for row in rows if distance <= row["distance"]]
     same = distance <= deciding["distance"]
-    return Verdict(same, min(passed, default=None), far, deciding["distance"], deciding["tar"])
+    tars = deciding["tar"], deciding.get("tar_most", deciding["tar"])
+    return Verdict(same, min(passed, default=None), far, deciding["distance"], *tars)
 
 
 def halved(checkpoint: dict) -> dict:
@@ -399,13 +402,19 @@ def untrained_photos(args: argparse.Namespace, config: dict, data_path: Path, tr
     return [photo for names in photos.values() for photo in names]
 
 
+def between(low: float, high: float) -> str:
+    """'8.2% to 99.1%', or one of them where they are the same."""
+    return f"{low:.1%}" if low == high else f"{low:.1%} to {high:.1%}, by the set of people"
+
+
 def format_calibration(thresholds: dict, head: dict) -> str:
     """The thresholds as a table for the screen, and what the mask head is worth."""
     lines = ["protocol     strangers that pass    distance    pairs of one person that pass"]
     for protocol in PROTOCOLS:
         for row in thresholds[protocol]:
             lines.append(
-                f"{protocol:<11}  1 in {round(1 / row['far']):<15,}   {row['distance']:<8.4f}    {row['tar']:.1%}"
+                f"{protocol:<11}  1 in {round(1 / row['far']):<15,}   {row['distance']:<8.4f}    "
+                f"{between(row['tar'], row['tar_most'])}"
             )
     photos, people = thresholds["photos"], thresholds["people"]
     lines.append(f"{photos:,} photos of {people:,} people ({thresholds['data']}), all against all")

@@ -36,7 +36,7 @@ from Script_tools.files import DataError, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 
 # of the time given, at most so much for each part; what one leaves is the next one's too
-SHARES = {"tests": 0.45, "step": 0.3, "loop": 0.3, "memory": 0.2, "validate": 0.15}
+SHARES = {"tests": 0.45, "step": 0.3, "loop": 0.3, "memory": 0.3, "validate": 0.15}
 HIDDEN = ("failed", "where", "kernels", "figures", "result")  # columns that are told below a table
 
 

@@ -61,6 +61,7 @@ def tests(plan: Plan) -> Iterator[dict]:
             print(line, end="", flush=True)
             lines += line.replace("\r", "\n").splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failed += [line for line in lines if line.startswith("E  ")][:12]  # why: the log may be lost with the machine
     row["result"] = next((line for line in reversed(lines) if "passed" in line or "selected" in line), "nothing")
     signs = ("peak ", "random: ", "batch: ")
     row["figures"] = list(dict.fromkeys(line[line.index(s) :] for line in lines for s in signs if s in line))[:6]

@@ -3,21 +3,29 @@
 Made from a folder with celeba/<person>/, lfw/<person>/, real_labelled/<person>/ and protocol/: train_people.txt,
 test_pairs.txt (two folds of LFW) and celeba_test_people.txt. Of the training people of LFW and of CelebA some are kept
 aside, to choose settings and best.pt on; nobody of the test pairs is among either.
+
+python benchmarks/small_real.py --faces FOLDER --work FOLDER      prepares it, and writes a recipe's options to a file
 """
 
+import argparse
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from config_mask import RECIPES, config
 from Data_preprocessing import Image_processing, Make_csv_file_mask
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.manifest import output_folders
 from Data_preprocessing.photo_files import person_folders, photos_of
 from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, read_names, write_whole
+from Script_tools.script import ScriptParser, run_script
 
 SELECT_PEOPLE, SELECT_FOLDS, SELECT_PAIRS = 250, 5, 120  # pairs: of one person a fold, and as many of two
+CALIBRATION_REAL = 12  # of the really masked people, to make thresholds on; the others are there to measure them
 SELECT_CELEBA = 30  # people of CelebA kept aside, for as many pairs
 # Test people who are in the training set under another name: LFW has them twice. Found by dlib's descriptors of all
 # people, nearest first; looked at, none of CelebA's people is one of the test people.
@@ -52,25 +60,12 @@ def prepare(
             raise DataError(f"There is no folder {part}: --faces must hold celeba/, lfw/ and protocol/.")
     train_people = read_names(source / "protocol" / "train_people.txt")
     celeba_people = sorted(set(person_folders(celeba)) - set(celeba_test_people(source)))
-    kept = {
-        lfw: people_to_choose_on(lfw, train_people),
-        celeba: people_to_choose_on(celeba, celeba_people, SELECT_CELEBA),
-    }
     photos = work / "photos"
     link_people(photos, {celeba: celeba_people, lfw: train_people})
-    pairs = work / "select_pairs.txt"
-    for number, (folder, people) in enumerate(kept.items()):
-        link_people(work / "select", {folder: people})
-        link_people(work / f"select_{number}", {folder: people})
-        if not pairs.with_stem(f"select_pairs_{number}").exists():
-            create_pairs(
-                work / f"select_{number}", pairs.with_stem(f"select_pairs_{number}"), SELECT_FOLDS, SELECT_PAIRS, 0
-            )
-    if not pairs.exists():
-        join_pairs([pairs.with_stem(f"select_pairs_{number}") for number in range(len(kept))], pairs)
-    write_names(
-        work / "train_people.txt", sorted(set(person_folders(photos)) - {n for names in kept.values() for n in names})
-    )
+    kept = {lfw: people_to_choose_on(lfw, train_people), celeba: celeba_to_choose_on(celeba, celeba_people)}
+    pairs = select_pairs(work, {folder: people for folder, people in kept.items() if people})
+    chosen = {person for people in kept.values() for person in people}
+    write_names(work / "train_people.txt", sorted(set(person_folders(photos)) - chosen))
     cut = {"image_size": image_size, "padding": padding, "detector": detector}
     name = "faces" if detector == "dlib" and padding == PADDING else f"faces_{image_size}_{padding:g}_{detector}"
     faces = output_folders(work / name, "photos")
@@ -99,10 +94,54 @@ def prepare(
     return SmallReal(settings if name == "faces" else settings | cut, tests, str(real) if real.is_dir() else None)
 
 
+def main(argv=None) -> SmallReal:
+    args = parse_args(argv)
+    recipe = {**config, **RECIPES[args.recipe]}
+    cut = {key: recipe[key] for key in ("image_size", "padding", "detector")}
+    own = {} if cut["detector"] == "dlib" and cut["padding"] == PADDING else cut
+    data = prepare(args.faces, args.work, **own)
+    unseen = person_folders(args.work / "select")
+    if data.real:
+        unseen += person_folders(data.real)[:CALIBRATION_REAL]
+    write_names(args.work / "calibration_people.txt", unseen)
+    options = " ".join(f"--{key} {value}" for key, value in data.settings.items())
+    write_whole(args.work / f"{args.recipe}_options.txt", options + "\n")
+    print(f"options of train_maskV9.py: {args.work / f'{args.recipe}_options.txt'}")
+    return data
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--recipe", choices=RECIPES, default="trunks", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--faces", type=Path, required=True, metavar="FOLDER", help="as above")
+    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="where all goes")
+    return parser.parse_args(argv)
+
+
 def celeba_test_people(source: Path) -> list[str]:
     """The people of CelebA to test on; none where the protocol names none."""
     path = source / "protocol" / "celeba_test_people.txt"
     return read_names(path) if path.is_file() else []
+
+
+def select_pairs(work: Path, kept: dict[Path, list[str]]) -> Path:
+    """The pairs file of the people to choose on, as many pairs of each folder; their photos are linked in select/."""
+    parts, whole = [], work / "select_pairs.txt"
+    for number, (folder, people) in enumerate(kept.items()):
+        link_people(work / "select", {folder: people})
+        link_people(work / f"select_{number}", {folder: people})
+        parts.append(work / f"select_pairs_{number}.txt")
+        if not parts[-1].exists():
+            create_pairs(work / f"select_{number}", parts[-1], SELECT_FOLDS, SELECT_PAIRS, seed=0)
+    if not whole.exists():
+        join_pairs(parts, whole)
+    return whole
+
+
+def celeba_to_choose_on(folder: Path, people: list[str]) -> list[str]:
+    """People of CelebA likewise, SELECT_CELEBA at most; nobody where there are too few for pairs in every fold."""
+    chosen = people_to_choose_on(folder, people, SELECT_CELEBA)
+    return chosen if len(chosen) >= 2 * SELECT_FOLDS else []
 
 
 def join_pairs(parts: list[Path], whole: Path) -> None:
@@ -134,3 +173,7 @@ def write_names(path: Path, names: list[str]) -> None:
     text = "\n".join(names) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_whole(path, text)
+
+
+if __name__ == "__main__":
+    run_script(main)

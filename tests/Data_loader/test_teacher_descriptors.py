@@ -328,6 +328,7 @@ def test_a_cached_call_does_not_import_dlib(drawn_faces):
 
 def test_a_missing_network_names_the_download_before_anything_is_done(tmp_path, faces, monkeypatch):
     assert find_network().name == dlib_face_network.NETWORK_NAME
+    teacher.own_network.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(dlib_face_network, "NETWORK_PATH", tmp_path / "here.dat")
     with pytest.raises(DataError, match=r"http://dlib\.net/files/dlib_face_recognition_resnet_model_v1\.dat\.bz2"):

@@ -61,7 +61,7 @@ def test_nobody_is_both_trained_and_tested_or_chosen_on(prepared, faces):
     data, work = prepared
     train = set(read_names(data.settings["train_people"]))
     choose = set(person_folders(work / "select"))
-    pairs = read_pairs(data.test["LFW_pairs"])
+    pairs = read_pairs(data.tests["lfw"]["LFW_pairs"])
     test = {name for name, _ in (*pairs.first, *pairs.second)}
     assert train and choose and test
     assert train.isdisjoint(choose) and train.isdisjoint(test) and choose.isdisjoint(test)
@@ -164,7 +164,7 @@ def test_the_bootstrap_finds_a_difference_and_none_where_there_is_none():
 
 
 def test_wrong_recipes_and_missing_files_are_named(tmp_path):
-    with pytest.raises(DataError, match="--recipe nothing: must be dlib or one of best, "):
+    with pytest.raises(DataError, match="--recipe nothing: must be one of dlib, sface, both, best, "):
         accuracy.main(["--recipe", "nothing", "--faces", str(tmp_path)])
     with pytest.raises(DataError, match=r"There is no .*rows\.csv yet"):
         accuracy.main(["--table", "--csv", str(tmp_path / "rows.csv")])
