@@ -48,6 +48,9 @@ PEERS = {  # networks as they come, each with the detector that belongs to it
     "sface": {"image_size": 168, "padding": 0.625, "detector": "yunet"},
     "both": {"image_size": 168, "padding": 0.625, "detector": "yunet"},
 }
+PLACES = (*ALL_SUITES, "real")
+PROTOCOL_HEADS = ("unmasked", "masked", "unmasked-masked")
+IOU = ("attention_iou", "attention_iou_constant")
 EPOCHS = 4  # of a run: so often the pairs kept aside are looked at
 
 
@@ -209,25 +212,39 @@ def add_rows(path: Path, rows: list[dict]) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: a line for each recipe, number of images and suite; mean and deviation over the seeds where several."""
-    lines = [
-        "| recipe | images seen | seeds | test masks | unmasked | masked | unmasked-masked "
-        "| attention IoU (constant map) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    order = sorted(range(len(rows)), key=lambda number: ALL_SUITES.index(rows[number]["suite"]))
+    """Markdown: a line for each recipe, number of images, people and test masks; mean and deviation over the seeds
+    where several. Where a row is there of LFW and of CelebA, the mean of the two and the worse of them as well."""
+    heads = (
+        "recipe",
+        "images seen",
+        "seeds",
+        "people",
+        "test masks",
+        *PROTOCOL_HEADS,
+        "lost",
+        "attention IoU (constant)",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    order = sorted(range(len(rows)), key=lambda number: PLACES.index(rows[number]["suite"]))
     groups = {}
     for number in order:
         row = rows[number]
-        groups.setdefault((row["suite"], row["recipe"], row["images"]), []).append(row)
-    for (suite, recipe, images), same in groups.items():
-        figures = [spread([float(row[protocol]) for row in same]) for protocol in PROTOCOLS]
-        iou = ""
-        if same[0]["attention_iou"]:
-            both = [np.mean([float(row[key]) for row in same]) for key in ("attention_iou", "attention_iou_constant")]
-            iou = "{:.3f} ({:.3f})".format(*both)
+        groups.setdefault((row["suite"], row["recipe"], row["images"]), {}).setdefault(row["source"], []).append(row)
+    for (suite, recipe, images), sources in groups.items():
         seen = f"{int(images):,}" if int(images) else ""
-        lines.append(f"| {recipe} | {seen} | {len(same)} | {suite} | {' | '.join(figures)} | {iou} |")
+        for source, same in sources.items():
+            figures = [spread([float(row[protocol]) for row in same]) for protocol in PROTOCOLS]
+            iou = ""
+            if same[0]["attention_iou"]:
+                both = [np.mean([float(row[key]) for row in same]) for key in IOU]
+                iou = "{:.3f} ({:.3f})".format(*both)
+            cells = recipe, seen, str(len(same)), source, suite, *figures, same[0].get("lost") or "", iou
+            lines.append(f"| {' | '.join(cells)} |")
+        if {"lfw", "celeba"} <= sources.keys():
+            for name, of in (("mean of lfw, celeba", np.mean), ("worse of them", min)):
+                means = [[np.mean([float(row[p]) for row in sources[s]]) for s in ("lfw", "celeba")] for p in PROTOCOLS]
+                cells = recipe, seen, "", name, suite, *(f"{of(pair):.4f}" for pair in means), "", ""
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -33,4 +33,5 @@ fi
 "$python" Evaluation/calibration.py --checkpoint "$runs/ship/last.pt" --data_path "$faces/lfw" "$faces/celeba" \
     --real "$faces/real_labelled" --people "$work/calibration_people.txt" --photos_per_person 40 \
     --cache_path "$work/cache" --average_flip --half --output "$work/shipped.pt"
+"$python" benchmarks/small_real.py --faces "$faces" --work "$work" --name_doubles "$work/shipped.pt"
 echo "made $work/shipped.pt; its odds: $python benchmarks/odds.py --checkpoint $work/shipped.pt --faces $faces --work $work"

@@ -20,6 +20,7 @@ from Data_preprocessing import Image_processing, Make_csv_file_mask
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.manifest import output_folders
 from Data_preprocessing.photo_files import person_folders, photos_of
+from Models.checkpoint import load_checkpoint, save_checkpoint
 from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, read_names, write_whole
 from Script_tools.script import ScriptParser, run_script
@@ -94,8 +95,13 @@ def prepare(
     return SmallReal(settings if name == "faces" else settings | cut, tests, str(real) if real.is_dir() else None)
 
 
-def main(argv=None) -> SmallReal:
+def main(argv=None) -> SmallReal | None:
     args = parse_args(argv)
+    if args.name_doubles:
+        checkpoint = load_checkpoint(args.name_doubles)
+        people = sorted({*checkpoint["train_people"], *DOUBLES})
+        save_checkpoint(args.name_doubles, {**checkpoint, "train_people": people})
+        return None
     recipe = {**config, **RECIPES[args.recipe]}
     cut = {key: recipe[key] for key in ("image_size", "padding", "detector")}
     own = {} if cut["detector"] == "dlib" and cut["padding"] == PADDING else cut
@@ -115,6 +121,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default="trunks", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--faces", type=Path, required=True, metavar="FOLDER", help="as above")
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="where all goes")
+    parser.add_argument("--name_doubles", metavar="PATH", help="only add training people's second names to this one")
     return parser.parse_args(argv)
 
 

@@ -138,13 +138,19 @@ def test_a_kind_left_out_of_training_is_what_is_tested(prepared, faces, tmp_path
         accuracy.main([*options, "--recipe", "v9", "--without", "cloth"])
 
 
-def test_the_table_has_mean_and_spread_over_seeds():
-    row = {"recipe": "best", "images": "60000", "suite": "flat", "masked": "0.9", "cross": "0.8", "attention_iou": ""}
+def test_the_table_has_mean_and_spread_over_seeds_and_the_worse_of_two_sources():
+    row = {"recipe": "best", "images": "60000", "source": "lfw", "suite": "flat", "masked": "0.9", "cross": "0.8",
+           "attention_iou": "", "lost": "7"}  # fmt: skip
     rows = [{**row, "seed": str(seed), "unmasked": str(0.9 + seed / 100)} for seed in range(3)]
-    text = accuracy.table([{**rows[0], "suite": "kinds"}, *rows])
+    celeba = {**rows[0], "source": "celeba", "unmasked": "0.8", "masked": "0.95"}
+    text = accuracy.table([{**rows[0], "suite": "kinds"}, *rows, celeba])
     lines = text.splitlines()
-    assert "| best | 60,000 | 3 | flat | 0.9100 +- 0.0100 | 0.9000 +- 0.0000 | 0.8000 +- 0.0000 |  |" == lines[2]
-    assert lines[3].startswith("| best | 60,000 | 1 | kinds | 0.9000 |")
+    means = "0.9100 +- 0.0100 | 0.9000 +- 0.0000 | 0.8000 +- 0.0000"
+    assert lines[2] == f"| best | 60,000 | 3 | lfw | flat | {means} | 7 |  |"
+    assert lines[3] == "| best | 60,000 | 1 | celeba | flat | 0.8000 | 0.9500 | 0.8000 | 7 |  |"
+    assert lines[4] == "| best | 60,000 |  | mean of lfw, celeba | flat | 0.8550 | 0.9250 | 0.8000 |  |  |"
+    assert lines[5] == "| best | 60,000 |  | worse of them | flat | 0.8000 | 0.9000 | 0.8000 |  |  |"
+    assert lines[6].startswith("| best | 60,000 | 1 | lfw | kinds | 0.9000 |") and len(lines) == 7
 
 
 def test_the_bootstrap_finds_a_difference_and_none_where_there_is_none():
