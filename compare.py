@@ -140,6 +140,8 @@ class Comparer:
             "threshold_far": verdict.decided_far,
             "threshold_tar": verdict.tar,
             "threshold_tar_most": verdict.tar_most,
+            "different_beyond": verdict.apart,
+            "one_person_beyond": list(verdict.missed),
         }
 
 
@@ -228,6 +230,12 @@ def describe_face(record: dict) -> str:
     return f"{text}; seems {WEARING[record['seems_masked']]} (mask: {record['mask_probability']:.0%})"
 
 
+def share(low: float, high: float) -> str:
+    """'7%', or '7% to 86%'."""
+    texts = f"{low:.0%}", f"{high:.0%}"
+    return texts[0] if texts[0] == texts[1] else " to ".join(texts)
+
+
 def describe(report: dict) -> str:
     """The whole report as text for the screen."""
     if "error" in report:
@@ -248,13 +256,15 @@ def describe(report: dict) -> str:
     if deciding["verdict"] is None:
         return "\n".join([*lines, "The checkpoint has no thresholds, so a distance has no meaning yet: add them with "
                           "python Evaluation/calibration.py"])  # fmt: skip
-    low, high = deciding["threshold_tar"], deciding["threshold_tar_most"]
-    passing = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%} (by the set of people)"
+    passing = share(deciding["threshold_tar"], deciding["threshold_tar_most"])
+    beyond = share(*deciding["one_person_beyond"])
     lines.append(
         f"({SIDES[deciding['protocol']]}: same up to {deciding['threshold']:.3f}, where 1 in "
         f"{round(1 / deciding['threshold_far']):,} strangers passes, and {passing} of the pairs of one person do; "
-        f"measured on {report['thresholds_of']})"
+        f"different beyond {deciding['different_beyond']:.3f}, where {beyond} of them are)"
     )
+    of = report.get("thresholds_of", "other people")
+    lines.append(f"(measured on {of}; where two shares stand, by the set of people)")
     if "nearest" in report:
         chance = report["photos_searched"] * deciding["threshold_far"]
         lines.append(f"Of {report['photos_searched']} photos of strangers about {chance:.2g} would pass by chance.")

@@ -58,7 +58,8 @@ class Verdict(NamedTuple):
     """same: the distance is at most ``limit``, the threshold at ``decided_far``, where ``tar`` of the pairs of one
     person pass, ``tar_most`` on the set of people where the most do. far: the lowest rate whose threshold the distance
     keeps, so of strangers that are as near; None where it keeps none, not even that of the highest rate: different
-    people. Between the two nobody can tell."""
+    people. Between the two nobody can tell. missed: of the pairs of one person, the least and the largest share that
+    lies beyond the highest rate's distance, and is called different."""
 
     same: bool
     far: float | None
@@ -66,6 +67,8 @@ class Verdict(NamedTuple):
     limit: float
     tar: float
     tar_most: float
+    apart: float  # the highest rate's distance
+    missed: tuple[float, float]
 
     @property
     def word(self) -> str:
@@ -207,8 +210,14 @@ def decide(distance: float, rows: list[dict[str, float]], far: float) -> Verdict
         raise DataError(f"--far {far:g}: the checkpoint has thresholds for {there} only.")
     passed = [row["far"] for row in rows if distance <= row["distance"]]
     same = distance <= deciding["distance"]
-    tars = deciding["tar"], deciding.get("tar_most", deciding["tar"])
-    return Verdict(same, min(passed, default=None), far, deciding["distance"], *tars)
+    (low, high), ends = tars_of(deciding), tars_of(rows[0])
+    missed = 1 - ends[1], 1 - ends[0]
+    return Verdict(same, min(passed, default=None), far, deciding["distance"], low, high, rows[0]["distance"], missed)
+
+
+def tars_of(row: dict[str, float]) -> tuple[float, float]:
+    """The least and the largest share of the pairs of one person that pass; thresholds of one source have one."""
+    return row["tar"], row.get("tar_most", row["tar"])
 
 
 def halved(checkpoint: dict) -> dict:

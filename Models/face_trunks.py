@@ -176,7 +176,7 @@ class FaceTrunks(nn.Module):
             u, v = cells(view.size, images)
             x, y = into_chip(u, v, view)
             if moves is None:
-                grid = torch.stack([x, y], 2).expand(len(images), -1, -1, -1)
+                grid = torch.stack([x, y], 2).expand(images.shape[0], -1, -1, -1)
             else:
                 a, b, right, down = moves[:, :, None, None].unbind(1)
                 grid = torch.stack([a * x - b * y + right, b * x + a * y + down], 3)
@@ -200,7 +200,7 @@ def sampled(logits: torch.Tensor, x: torch.Tensor, y: torch.Tensor, view: View) 
     """(N, 1, H, W): logits over a network's view at points (1 or N, H, W) of dlib's chip; their border goes on."""
     a, b = view.scale * math.cos(view.turn), view.scale * math.sin(view.turn)
     grid = torch.stack(turned_back(x - view.shift[0], y - view.shift[1], a, b), 3)
-    return F.grid_sample(logits, grid.expand(len(logits), -1, -1, -1), "bilinear", "border", align_corners=False)
+    return F.grid_sample(logits, grid.expand(logits.shape[0], -1, -1, -1), "bilinear", "border", align_corners=False)
 
 
 def turned_back(x: torch.Tensor, y: torch.Tensor, a, b) -> tuple[torch.Tensor, torch.Tensor]:

@@ -142,12 +142,21 @@ def test_a_verdict_names_the_lowest_rate_that_the_distance_keeps():
     rows = [
         {"far": far, "distance": d, "tar": t} for far, d, t in ((0.1, 1.0, 0.9), (0.01, 0.8, 0.7), (1e-3, 0.5, 0.4))
     ]
-    assert decide(0.5, rows, 1e-2) == (True, 1e-3, 1e-2, 0.8, 0.7, 0.7)
-    assert decide(0.6, rows, 1e-2) == (True, 1e-2, 1e-2, 0.8, 0.7, 0.7)
+    assert decide(0.5, rows, 1e-2) == (True, 1e-3, 1e-2, 0.8, 0.7, 0.7, 1.0, (1 - 0.9, 1 - 0.9))
+    assert decide(0.6, rows, 1e-2) == (True, 1e-2, 1e-2, 0.8, 0.7, 0.7, 1.0, (1 - 0.9, 1 - 0.9))
     words = [decide(distance, rows, 1e-2).word for distance in (0.8, 0.81, 1.0, 1.01)]
     assert words == ["same", "unclear", "unclear", "different"]
-    assert decide(0.81, rows, 1e-2) == (False, 0.1, 1e-2, 0.8, 0.7, 0.7)  # though it would pass at 0.1
-    assert decide(1.01, rows, 1e-2) == (False, None, 1e-2, 0.8, 0.7, 0.7)
+    assert decide(0.81, rows, 1e-2) == (
+        False,
+        0.1,
+        1e-2,
+        0.8,
+        0.7,
+        0.7,
+        1.0,
+        (1 - 0.9, 1 - 0.9),
+    )  # though it would pass at 0.1
+    assert decide(1.01, rows, 1e-2) == (False, None, 1e-2, 0.8, 0.7, 0.7, 1.0, (1 - 0.9, 1 - 0.9))
     assert decide(0.81, rows, 0.1).same
     with pytest.raises(DataError, match=r"--far 0\.0001: .* for 0\.1, 0\.01, 0\.001 only"):
         decide(0.5, rows, 1e-4)
