@@ -259,8 +259,8 @@ def comparison(csv_path: Path, first: str, second: str) -> str:
     rows, lines = stored_distances(csv_path), []
     for place in [*ALL_SUITES, *(f"celeba-{suite}" for suite in ALL_SUITES)]:
         one, other = (rows.get(f"{name}_{place}") for name in (first, second))
-        if one is None or other is None:
-            continue
+        if one is None or other is None or not np.array_equal(one["people"], other["people"]):
+            continue  # also where one of them has lost some of the pairs
         for protocol in PROTOCOLS:
             difference, low, high = bootstrap(one["people"], one["is_same"], one[protocol], other[protocol])
             lines.append(f"{place:<16} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
