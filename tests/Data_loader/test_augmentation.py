@@ -19,7 +19,7 @@ from Data_loader.augmentation import (
     relight,
     similarity,
 )
-from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
+from Data_loader.Data_loader_facenet_mask import V9_train_dataloader, check_padding
 from Data_preprocessing.manifest import read_landmarks, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import read_photo
@@ -188,3 +188,16 @@ def test_stored_masks_can_be_mixed_with_bare_faces(augmented, drawn, share):
     folder = "train_face_notmask" if share else "train_face_mask"
     wanted = read_photo(drawn / folder / dataset.names[3]).transpose(2, 0, 1)
     assert np.abs(dataset[3, 4, 9]["images"][0].numpy().astype(int) - wanted).mean() < 2  # two JPEG decoders
+
+
+def test_faces_that_were_prepared_with_another_padding_are_refused(drawn):
+    """They would be shown at the wrong size to a network that has learned the right one."""
+    faces = [row.face for row in read_manifest(drawn / "train_manifest.csv").values()]
+    landmarks = read_landmarks(drawn / "train_manifest.csv", faces, 1)
+    settings = defaults | {"manifest_path": "some.csv"}
+    check_padding(landmarks, settings)
+    for padding in (0.625, 0.0):
+        with pytest.raises(
+            DataError, match=rf"padding = {padding:g}: the faces of some\.csv were made .* about 0\.[23]"
+        ):
+            check_padding(landmarks, settings | {"padding": padding})

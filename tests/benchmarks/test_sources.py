@@ -1,0 +1,107 @@
+"""The three sources: pairs of all photos by what is worn, lost pairs as errors, rows of a made-up network."""
+
+import csv
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from benchmarks import odds, small_real, sources
+from benchmarks.sources import pairs_of_all, score_real, with_lost
+from config_mask import config
+from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Data_preprocessing.pairs_file import read_pairs
+from Data_preprocessing.photo_files import person_folders, photos_of
+from Evaluation.calibration import read_wears
+from Script_tools.files import DataError
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Drawn people as a labelled folder: every other photo is said to wear a mask; one photo shows nobody."""
+    folder = tmp_path_factory.mktemp("labelled") / "real"
+    make_sample_faces(folder, people=4, photos=4, small_every=0)
+    photos = [f"{person}/{photo}" for person in person_folders(folder) for photo in photos_of(folder, person)]
+    rows = [(photo, "masked" if number % 2 else "bare") for number, photo in enumerate(photos)]
+    (folder / photos[1]).write_bytes(b"no photo")
+    (folder / "labels.csv").write_text("photo,wears\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    return folder, dict(rows)
+
+
+def by_name(faces):
+    """A network that knows who it is: a direction of its own for each person, and a little noise for each face."""
+    rng, rows = np.random.default_rng(0), []
+    for batch in faces:
+        for image in batch.numpy():
+            person = int(image.astype(int).sum()) % 7  # of the face's pixels: the same each time
+            rows.append(np.eye(8)[person] + rng.normal(0, 0.01, 8))
+    rows = np.array(rows, np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_pairs_of_all_are_those_of_a_slow_loop():
+    worn = np.array(["bare", "masked", "bare", "masked", "masked"])
+    for first, second in (("bare", "bare"), ("masked", "masked"), ("masked", "bare")):
+        slow = [(i, j) for i in range(5) for j in range(5) if worn[i] == first and worn[j] == second and i != j]
+        slow = {tuple(sorted(pair)) for pair in slow}
+        found = list(zip(*(part.tolist() for part in pairs_of_all(worn, first, second)), strict=True))
+        assert {tuple(sorted(pair)) for pair in found} == slow and len(found) == len(slow)
+
+
+def test_lost_pairs_count_as_the_worst_errors():
+    is_same, distances = np.array([True, True, False, False]), np.array([0.1, 0.4, 0.3, 0.9])
+    assert with_lost(is_same, distances, 0, 0) == roc_auc_score(is_same, -distances) == 0.75
+    assert with_lost(is_same, distances, 2, 0) == pytest.approx(3 / 8)  # two pairs of one person, behind everyone
+    assert with_lost(is_same, distances, 0, 1) == pytest.approx(3 / 6)  # a stranger nearer than anyone
+    assert with_lost(is_same, distances, 3, 2) < with_lost(is_same, distances, 1, 1)
+
+
+def test_real_people_are_scored_by_what_they_wear_and_lost_photos_are_counted(real, tmp_path):
+    folder, labels = real
+    assert read_wears(folder) == {photo: wears == "masked" for photo, wears in labels.items()}
+    settings = config | {"cache_path": str(tmp_path), "image_size": SIZE, "num_workers": 0, "detector": "yunet"}
+    scored = score_real(folder, settings, by_name)
+    assert scored.row["pairs"] + scored.row["lost"] == 8 * 8 and scored.row["lost"] >= 8  # the broken photo's, at least
+    assert scored.people.shape == (scored.row["pairs"], 2) and len(scored.distances["cross"]) == scored.row["pairs"]
+    for protocol in sources.WEARS:
+        assert float(scored.row[f"{protocol}_with_lost"]) <= float(scored.row[protocol]) + 1e-9
+    (tmp_path / "labels.csv").write_text("photo,wears\na/b.jpg,scarf\n")
+    with pytest.raises(DataError, match="wears must be masked or bare, not 'scarf'"):
+        read_wears(tmp_path)
+
+
+def test_the_pairs_of_celeba_are_whole_and_hold_numbers_only():
+    pairs = read_pairs(small_real.CELEBA_PAIRS)
+    assert len(pairs.is_same) == 1500 and pairs.is_same.sum() == 750 and set(pairs.fold) == set(range(10))
+    people = {name for name, _ in (*pairs.first, *pairs.second)}
+    assert len(people) == 40 and all(name[0] == "c" and name[1:].isdigit() for name in people)
+    folds_of = {}
+    for fold, *photos in zip(pairs.fold, pairs.first, pairs.second, strict=True):
+        for name, _ in photos:
+            folds_of.setdefault(name, set()).add(int(fold))
+    assert all(len(folds) == 1 for folds in folds_of.values())
+
+
+def test_odds_need_thresholds_and_are_printed_as_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(odds, "load_checkpoint", lambda path: {"model": {}})
+    with pytest.raises(DataError, match="has no thresholds"):
+        odds.main(["--checkpoint", str(tmp_path / "a.pt")])
+    row = {"people": "lfw (3)", "protocol": "cross", "promised": 0.01, "strangers": 1000, "passed": 0.02, "times": 2.0,
+           "same": 0.9}  # fmt: skip
+    lines = odds.table([row, {**row, "passed": 0.0, "times": 0.0}]).splitlines()
+    assert lines[2] == "| lfw (3) | cross | 100 | 2.000% | 50 | 2.00 | 90.0% |"
+    assert lines[3] == "| lfw (3) | cross | 100 | 0.000% | over 1,000 | 0.00 | 90.0% |"
+
+
+def test_the_shipped_files_table_is_that_of_the_csv():
+    """README's first table stands in the CSV."""
+    rows = list(csv.DictReader((small_real.CELEBA_PAIRS.parent / "accuracy.csv").open()))
+    mine = [row for row in rows if row["recipe"] == "trunks + flip" and row["suite"] in ("realigned", "real")]
+    text = (small_real.CELEBA_PAIRS.parents[1] / "README.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| **shipped**"))
+    assert len(mine) == 3
+    for row in mine:
+        columns = ("cross",) if row["source"] == "real" else ("unmasked", "masked", "cross")
+        assert all((f"{float(row[c]):.3f}" if row["source"] == "real" else row[c]) in line for c in columns)
