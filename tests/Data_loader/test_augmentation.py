@@ -197,7 +197,5 @@ def test_faces_that_were_prepared_with_another_padding_are_refused(drawn):
     settings = defaults | {"manifest_path": "some.csv"}
     check_padding(landmarks, settings)
     for padding in (0.625, 0.0):
-        with pytest.raises(
-            DataError, match=rf"padding = {padding:g}: the faces of some\.csv were made .* about 0\.[23]"
-        ):
+        with pytest.raises(DataError, match=rf"padding = {padding:g}: the faces of some\.csv were made .* about"):
             check_padding(landmarks, settings | {"padding": padding})

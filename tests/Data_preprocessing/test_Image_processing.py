@@ -61,7 +61,7 @@ def no_dlib(monkeypatch):
     """Work with the fake aligner; returns the list of the photos' shapes that were aligned."""
     aligned = []
 
-    def aligner_for(predictor_path, image_size, padding):
+    def aligner_for(predictor_path, image_size, padding, detector):
         aligned.append(predictor_path)
         return FakeAligner(image_size)
 
