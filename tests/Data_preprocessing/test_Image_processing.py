@@ -629,7 +629,7 @@ def test_outputs_lie_beside_the_photos_by_default(tmp_path, no_dlib, capsys):
     out = capsys.readouterr().out
     assert (tmp_path / "some.set_manifest.csv").exists() and (tmp_path / "some.set_face_mask" / "p0" / "0.jpg").exists()
     assert "14 photos: 12 ok, 1 no_face, 1 unreadable" in out and "photos/s" in out
-    assert "'p1/black.jpg': dlib's detector finds no face" in out and str(tmp_path / "some.set_mask_notmask") in out
+    assert "'p1/black.jpg': the detector finds no face" in out and str(tmp_path / "some.set_mask_notmask") in out
 
 
 def test_not_a_single_face_is_said(tmp_path, no_dlib, capsys):
