@@ -133,7 +133,7 @@ def changed(state: dict, rng: np.random.Generator) -> dict:
 @pytest.mark.parametrize("num", INPUTS)
 def test_whole_checkpoints_with_strange_contents(num, tiny, drawn_options, tmp_path, monkeypatch):
     """As a run that goes on reads them: a DataError, or the weights that are in the file."""
-    monkeypatch.setattr(checkpoints, "build_network", tiny_training.tiny_network)
+    monkeypatch.setattr(checkpoints, "build_network", lambda config, own_weights: tiny_training.tiny_network(config))
     with monkeypatch.context() as patch:
         killed_after(2, patch)
         with pytest.raises(ZeroDivisionError):
@@ -160,4 +160,4 @@ def test_whole_checkpoints_with_strange_contents(num, tiny, drawn_options, tmp_p
             for key, value in network.state_dict().items():
                 assert torch.equal(value, state["model"][key]), number
         assert time.monotonic() - started < SLOW, number
-    assert num / 5 < refused < num
+    assert num / 4 < refused < num
