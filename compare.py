@@ -42,7 +42,7 @@ DETECTORS = {
     "yunet upsampled": "YuNet on the photo at twice its size",
     "yunet framed": "YuNet on the photo with a border around it",
     "yunet lenient": "YuNet, below its usual threshold",
-    "whole image": "none of dlib's detectors; the whole image is taken, for it looks like an aligned crop",
+    "whole image": "no detector; the whole image is taken, for it looks like an aligned crop",
 }
 WEARING = {None: "", True: "masked", False: "unmasked"}
 SIDES = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}

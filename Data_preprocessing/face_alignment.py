@@ -154,7 +154,7 @@ class FaceAligner:
 
         The chip is dlib's: the similarity transform that best maps the landmarks onto a mean face, with this padding
         (King 2009, "Dlib-ml: A Machine Learning Toolkit"). Where it reaches over the photo's edge it is black. A
-        'whole image' is taken for a chip already: it is scaled, not turned.
+        'whole image' is taken for a chip with the usual padding already: it is scaled, not turned.
 
         Args:
             photo: (H, W, 3) uint8 RGB.
@@ -180,7 +180,9 @@ class FaceAligner:
 
         shape = self.predictor(photo, dlib.rectangle(*face.box))
         if detector == "whole image":
-            edges = dlib.drectangle(*central_square(photo.shape))
+            left, top, right, bottom = central_square(photo.shape)
+            more = (right - left) * (1 / chip_share(self.padding) - 1) / 2  # than the usual padding shows
+            edges = dlib.drectangle(left - more, top - more, right + more, bottom + more)
             details = dlib.chip_details(edges, dlib.chip_dims(self.image_size, self.image_size))
         else:
             details = dlib.get_face_chip_details(shape, size=self.image_size, padding=self.padding)

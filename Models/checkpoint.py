@@ -158,16 +158,22 @@ def init_from(network: torch.nn.Module, path: str | Path) -> str:
     if not {"face_attention", "embedding", "projection"}.issuperset(new):
         raise DataError(f"init_from = {path}: it has another trunk ({', '.join(new)}): choose the same model and cbam.")
     network.load_state_dict(fitting, strict=False)
-    if isinstance(network, FaceTrunks):
-        put_straightener(network, checkpoint, path)
+    keep_straightener(network, checkpoint, path)
     return f"init_from {path}: {len(fitting)} tensors taken, {len(own) - len(fitting)} new ({', '.join(new) or 'none'})"
 
 
 def put_straightener(network: torch.nn.Module, checkpoint: dict, path: str | Path) -> None:
     """Put the checkpoint's straightener, where it has one, before ``network``; it does not learn any more."""
     if "straightener" in checkpoint:
-        network.straightener = Straightener().requires_grad_(False).eval()
-        load_weights(network.straightener, checkpoint["straightener"], path)
+        straightener = Straightener().requires_grad_(False).eval()
+        load_weights(straightener, checkpoint["straightener"], path)
+        network.straightener = straightener.to(next(network.parameters()).device)
+
+
+def keep_straightener(network: torch.nn.Module, checkpoint: dict, path: str | Path) -> None:
+    """``put_straightener`` before a network that is trained through it; a ResNet is trained without one."""
+    if isinstance(network, FaceTrunks):
+        put_straightener(network, checkpoint, path)
 
 
 class UnitLinear(torch.nn.Linear):

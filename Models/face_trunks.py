@@ -56,6 +56,17 @@ def sface_view() -> View:
 VIEWS = {"dlib": View(dlib_face_network.CHIP_SIZE, 1.0, 0.0, (0.0, 0.0), 128), "sface": sface_view()}
 
 
+def weights_of(trunk: str, dlib_weight: float) -> dict[str, float]:
+    """Of each network's squared distance in that of ``trunk``; their sum is 1.
+
+    Raises DataError if ``dlib_weight`` is not between 0 and 1.
+    """
+    if not 0 < dlib_weight < 1:
+        raise DataError(f"dlib_weight {dlib_weight!r}: must be between 0 and 1")
+    names = TRUNKS[trunk]
+    return {"dlib": dlib_weight, "sface": 1 - dlib_weight} if len(names) > 1 else {names[0]: 1.0}
+
+
 class FaceTrunks(nn.Module):
     """The network of ``trunk`` = 'dlib', 'sface' or 'both'; its embeddings have 128 numbers for each.
 
@@ -75,8 +86,7 @@ class FaceTrunks(nn.Module):
         super().__init__()
         if trunk not in TRUNKS:
             raise DataError(f"trunk {trunk!r}: must be one of {', '.join(TRUNKS)}")
-        if not 0 < dlib_weight < 1:
-            raise DataError(f"dlib_weight {dlib_weight!r}: must be between 0 and 1")
+        self.weights = weights_of(trunk, dlib_weight)
         names = TRUNKS[trunk]
         made = {"dlib": dlib_face_network.DlibFaceNetwork, "sface": sface_network.SFaceNetwork}
         self.trunks = nn.ModuleDict({name: made[name]() for name in names})
@@ -85,7 +95,6 @@ class FaceTrunks(nn.Module):
             self.face_attention = nn.ModuleDict({name: face_attention(VIEWS[name].channels, HIDDEN) for name in names})
             for branch in self.face_attention.values():
                 nn.init.zeros_(branch[-1].weight)  # attention is 0.5 everywhere until it is taught
-        self.weights = {"dlib": dlib_weight, "sface": 1 - dlib_weight} if len(names) > 1 else {names[0]: 1.0}
         self.share = chip_share(padding)  # of the face's side that dlib's chip takes
         self.projection = None
         self.straightener = None  # of dlib's chip; before all else, once taught (Training/train_straightener.py)

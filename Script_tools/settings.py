@@ -130,7 +130,7 @@ def check_config(final: dict) -> None:
     taught = final["teacher"] != "none" and final["teacher_weight"]
     if final["mix"] and (final["masks"] != "new" or not taught or final["triplet_weight"]):
         raise DataError(
-            "mix makes faces of nobody: it needs masks = new, teacher = dlib with a teacher_weight, triplet_weight = 0"
+            "mix makes faces of nobody: it needs masks = new, a teacher with a teacher_weight, triplet_weight = 0"
         )
     if final["batch_photos"] < 2:
         raise DataError(f"batch_photos = {final['batch_photos']!r}: a triplet needs two photos of a person")

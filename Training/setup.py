@@ -22,7 +22,7 @@ from Data_loader.triplets import MINING_STREAM, stream
 from Evaluation.embed import embed_faces
 from Evaluation.scores import check_enough
 from Models.checkpoint import build_network, init_from
-from Models.face_trunks import TRUNKS, FaceTrunks
+from Models.face_trunks import FaceTrunks, weights_of
 from Script_tools.files import DataError
 from Training.distributed import gather_rows, parallel, rank, world_size
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
@@ -157,13 +157,12 @@ def make_objective(config: dict, train_loader: FaceLoader, device: torch.device)
 def teacher_descriptors(config: dict, faces: list[str]) -> torch.Tensor:
     """(N, 128 or 256) float32 unit rows: the teacher's descriptors of the unmasked faces; of several networks side by
     side, weighted as their distances are."""
-    names, rows = TRUNKS[config["teacher"]], []
-    weights = {"dlib": config["dlib_weight"], "sface": 1 - config["dlib_weight"]} if len(names) > 1 else {names[0]: 1}
-    for name in names:
+    rows = []
+    for name, weight in weights_of(config["teacher"], config["dlib_weight"]).items():
         how = name, config["padding"]
         cache_path = cache_path_of(config["train_data_index"], *how)
         found = face_descriptors(faces, config["notmask_data_path"], cache_path, network=how[0], padding=how[1])
-        rows.append(torch.from_numpy(found) * weights[name] ** 0.5)
+        rows.append(torch.from_numpy(found) * weight**0.5)
     return torch.cat(rows, dim=1)
 
 

@@ -9,10 +9,10 @@ import torch
 from Models.checkpoint import (
     BEFORE,
     as_written,
+    keep_straightener,
     load_checkpoint,
     load_weights,
     newest_checkpoint,
-    put_straightener,
     require,
 )
 from Script_tools.files import DataError
@@ -20,7 +20,8 @@ from Script_tools.settings import config_from_args
 
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
 FIXED_KEYS = (
-    "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "optimizer", "teacher",
+    "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "dlib_weight", "optimizer",
+    "teacher",
 )  # fmt: skip
 STRAIGHTENER = "straightener."  # what its weights are called in the network's
 RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
@@ -113,7 +114,7 @@ def restore(
     """
     with as_written("the checkpoint"):
         load_weights(model, checkpoint["model"], "the checkpoint")
-        put_straightener(model, checkpoint, "the checkpoint")
+        keep_straightener(model, checkpoint, "the checkpoint")
         restore_optimizer(checkpoint["optimizer"], optimizer)
         if scaler and scaler.is_enabled() and checkpoint.get("scaler"):
             scaler.load_state_dict(checkpoint["scaler"])

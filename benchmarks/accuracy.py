@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
-from benchmarks.small_real import SmallReal, prepare
+from benchmarks.small_real import prepare
 from benchmarks.sources import SOURCES, scores
 from config_mask import RECIPES, config
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
@@ -31,7 +31,6 @@ from Evaluation.scores import PROTOCOLS
 from Losses.Attention_loss import attention_iou, resize_target
 from Models.checkpoint import faces_of, load_checkpoint, network_from_checkpoint
 from Models.face_trunks import FaceTrunks
-from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, replacing, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT
@@ -71,7 +70,9 @@ def main(argv=None) -> None:
         checkpoint = load_checkpoint(path)
         network, cut = network_from_checkpoint(checkpoint, path), faces_of(checkpoint["config"])
         if checkpoint["config"]["attention"] == "free":
-            figures = figures | free_attention(network, checkpoint["config"] | prepared(args, cut).settings)
+            figures = figures | free_attention(
+                network, checkpoint["config"] | prepare(args.faces, args.work, **cut).settings
+            )
         name = recipe_name(args) + (" + flip" if args.flip else "")
         score(args, name, embedder(network, args.flip), figures, checkpoint["train_people"], cut)
     else:
@@ -90,7 +91,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     values = {"model": 18, "image_size": args.image_size, "embedding_dim": 128, "seed": args.seed}
     if recipe.get("trunk", "resnet") != "resnet":
         values = {"seed": args.seed}
-    values = {**prepared(args, cut).settings, **values}
+    values = {**prepare(args.faces, args.work, **cut).settings, **values}
     values |= {"epochs": EPOCHS, "num_train_triplets": triplets, "triplets": "new", "num_workers": 0}
     options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     if args.without:
@@ -126,7 +127,7 @@ def score(args: argparse.Namespace, name: str, embed, figures: dict, people=(), 
 
     ``embed(loader)`` gives the (N, D) embeddings of a loader's faces. ``cut``: how they are cut out.
     """
-    data, rows = prepared(args, cut), []
+    data, rows = prepare(args.faces, args.work, **cut), []
     suites = [args.without] if args.without else args.suites
     for scored in scores(data, cut, embed, suites, people, args.sources):
         row = {"recipe": name, "seed": args.seed, "images": args.images, **scored.row}
@@ -141,11 +142,6 @@ def score(args: argparse.Namespace, name: str, embed, figures: dict, people=(), 
 def place_of(row: dict) -> str:
     """What distances of a row are stored under, behind the recipe's name."""
     return row["suite"] if row["source"] == "lfw" else f"{row['source']}-{row['suite']}"
-
-
-def prepared(args: argparse.Namespace, cut: dict) -> SmallReal:
-    """The protocol, and its faces as ``cut`` says."""
-    return prepare(args.faces, args.work, **({} if cut["detector"] == "dlib" and cut["padding"] == PADDING else cut))
 
 
 def distances_file(csv_path: Path) -> Path:

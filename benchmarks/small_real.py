@@ -66,9 +66,11 @@ def prepare(
     kept = {lfw: people_to_choose_on(lfw, train_people), celeba: celeba_to_choose_on(celeba, celeba_people)}
     pairs = select_pairs(work, {folder: people for folder, people in kept.items() if people})
     chosen = {person for people in kept.values() for person in people}
-    write_names(work / "train_people.txt", sorted(set(person_folders(photos)) - chosen))
-    cut = {"image_size": image_size, "padding": padding, "detector": detector}
-    name = "faces" if detector == "dlib" and padding == PADDING else f"faces_{image_size}_{padding:g}_{detector}"
+    # not by what lies in the folder: one that was filled before people were kept for testing has these too
+    write_names(work / "train_people.txt", sorted({*celeba_people, *train_people} - chosen))
+    usual = detector == "dlib" and padding == PADDING
+    cut = {"image_size": FACE_SIZE if usual else image_size, "padding": padding, "detector": detector}
+    name = "faces" if usual else f"faces_{image_size}_{padding:g}_{detector}"
     faces = output_folders(work / name, "photos")
     options = [part for key, value in cut.items() for part in (f"--{key}", str(value))]
     Image_processing.main(["--data_path", str(photos), "--out_dir", str(work / name), *options])
@@ -92,7 +94,7 @@ def prepare(
         tests["celeba"] = {"LFW_data_path": str(celeba), "LFW_pairs": str(CELEBA_PAIRS)}
     real = source / "real_labelled"
     settings = {key: str(value) for key, value in settings.items()}
-    return SmallReal(settings if name == "faces" else settings | cut, tests, str(real) if real.is_dir() else None)
+    return SmallReal(settings if usual else settings | cut, tests, str(real) if real.is_dir() else None)
 
 
 def main(argv=None) -> SmallReal | None:
@@ -104,8 +106,7 @@ def main(argv=None) -> SmallReal | None:
         return None
     recipe = {**config, **RECIPES[args.recipe]}
     cut = {key: recipe[key] for key in ("image_size", "padding", "detector")}
-    own = {} if cut["detector"] == "dlib" and cut["padding"] == PADDING else cut
-    data = prepare(args.faces, args.work, **own)
+    data = prepare(args.faces, args.work, **cut)
     unseen = person_folders(args.work / "select")
     if data.real:
         unseen += person_folders(data.real)[:CALIBRATION_REAL]

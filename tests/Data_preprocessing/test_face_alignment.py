@@ -440,3 +440,14 @@ def test_a_broken_detector_is_named(tmp_path):
 def test_yunet_finds_faces_behind_real_masks(yunet):
     photos = [read_photo(path) for path in sorted((REAL / "real_masks").iterdir())[:60]]
     assert sum(yunet.align(photo, chain="full") is not None for photo in photos) >= 57
+
+
+def test_a_whole_image_is_a_chip_for_a_network_that_wants_more_room_too(aligner, photos, monkeypatch):
+    """The face keeps the size that the network knows; what the crop does not show is black."""
+    known = aligner.align(photos[0]).chip  # padding 0.25
+    wide = FaceAligner("no such file", 384, padding=0.625, detector="yunet")
+    monkeypatch.setattr(wide, "search_yunet", lambda photo, detector: iter([[]]))
+    again = wide.align(known, chain="any")
+    assert again.detector == "whole image"
+    inner = again.chip[64:320, 64:320].astype(int)
+    assert np.abs(inner - known).mean() < 6 and not again.chip[:60].any() and not again.chip[:, 324:].any()

@@ -6,7 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from Models.checkpoint import build_network, load_checkpoint, network_from_checkpoint, put_straightener, save_checkpoint
+from Models.checkpoint import (
+    build_network,
+    keep_straightener,
+    load_checkpoint,
+    network_from_checkpoint,
+    put_straightener,
+    save_checkpoint,
+)
 from Models.dlib_face_network import find_network, load_dlib_network
 from Models.face_trunks import SFACE_POINTS, VIEWS, FaceTrunks, into_chip
 from Models.sface_network import find_network as find_sface
@@ -137,6 +144,19 @@ def test_a_checkpoint_holds_the_straightener_apart_and_a_run_goes_on_with_it(str
     with torch.inference_mode():
         for other in (used, again.eval()):
             assert torch.equal(other(images)[0], network.eval()(images)[0])
+
+
+def test_a_straightener_goes_where_the_network_is_and_no_resnet_trains_behind_one(straightener):
+    """A ResNet is trained without; gone on with, its training must not begin to see through one."""
+    part = {"straightener": straightener.state_dict()}
+    network = FaceTrunks("dlib", "none").to("meta")
+    keep_straightener(network, part, "made up")
+    assert {weight.device.type for weight in network.parameters()} == {"meta"}
+    resnet = build_network(config | {"model": 18})
+    keep_straightener(resnet, part, "made up")
+    assert resnet.straightener is None
+    put_straightener(resnet, part, "made up")  # to be used
+    assert resnet.straightener is not None
 
 
 def test_mistakes_are_told():

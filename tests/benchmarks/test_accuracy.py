@@ -71,6 +71,17 @@ def test_nobody_is_both_trained_and_tested_or_chosen_on(prepared, faces):
     assert {name for name, _ in (*chosen.first, *chosen.second)} <= choose
 
 
+def test_test_people_whose_photos_lie_in_a_folder_of_before_are_not_trained_on(prepared, faces):
+    """As they did before some of CelebA's were kept for testing."""
+    data, work = prepared
+    (work / "photos" / "somebody_to_test_on").symlink_to(faces / "lfw" / person_folders(faces / "lfw")[-1])
+    try:
+        prepare(faces, work)
+        assert "somebody_to_test_on" not in read_names(data.settings["train_people"])
+    finally:
+        (work / "photos" / "somebody_to_test_on").unlink()
+
+
 def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monkeypatch, capsys):
     _, work = prepared
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
