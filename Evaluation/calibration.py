@@ -325,8 +325,7 @@ def read_wears(folder: Path) -> dict[str, bool]:
 
 
 def mask_head_of(sources: list[Source], rng: np.random.Generator) -> dict:
-    """The mask head of all sources' faces; "real": what it is worth on each really masked source's, which are among
-    those it was fitted on but for the people kept."""
+    """The mask head of all sources' faces, drawn masks and worn ones."""
     features, people = ({side: [] for side in SIDES} for _ in range(2))
     for source in sources:
         for side in SIDES:
