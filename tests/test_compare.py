@@ -156,7 +156,7 @@ def test_an_aligned_crop_is_taken_whole_where_no_detector_sees_a_face(drawn, str
     report = run(face, face, checkpoint=strict)
     assert report["first"]["detector"] == "whole image" and report["distance"] < 1e-6 and report["verdict"] == "same"
     out = capsys.readouterr().out
-    assert out.count("none of dlib's detectors; the whole image is taken, for it looks like an aligned crop") == 2
+    assert out.count("no detector; the whole image is taken, for it looks like an aligned crop") == 2
 
 
 def test_a_square_image_that_does_not_look_like_an_aligned_crop_is_no_answer(

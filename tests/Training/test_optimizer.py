@@ -29,7 +29,8 @@ def test_a_kernel_that_the_first_step_refuses_is_not_used(name, monkeypatch):
 
         return refuse
 
-    for optimizer in (torch.optim.Adagrad, torch.optim.Adam):  # AdamW is an Adam
+    # AdamW is an Adam, but has a step of its own as soon as one was made: torch puts a hook before each class's
+    for optimizer in (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW):
         monkeypatch.setattr(optimizer, "step", refusing(optimizer.step))
     parameters = weights()
     optimizer = make_optimizer(name, parameters)
