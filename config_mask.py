@@ -71,7 +71,7 @@ config = {
     "batch_triplets": "semihard",  # batch: semihard, hardest
     "triplets": "fixed",  # random: fixed: one random table for all epochs (the recipe); new: one table per epoch
     "packed": False,  # look at triplets without gradient first and train on full batches of hard ones: fewer steps
-    "precision": "auto",  # auto: half precision on CUDA, float32 on the CPU; float32, bfloat16: everywhere
+    "precision": "auto",  # auto: half precision on CUDA, float32 on the CPU; float32; bfloat16: where it is fast
     "compile": False,  # torch.compile: half a minute or more at the start for faster steps; needs a C++ compiler
     "activation_checkpointing": False,  # compute each block twice instead of keeping its activations: less memory
     "num_workers": 6,  # processes that load images, for each training process

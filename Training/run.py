@@ -23,6 +23,7 @@ from Script_tools.run_lock import locked
 from Training.distributed import is_main, world_size
 from Training.provenance import describe_start, device_name
 from Training.state import checkpoint_bytes, how_far, plain_config
+from Training.step import half_precision
 
 TRAIN_COLUMNS = (
     "epoch learning_rate triplet_loss attention_loss attention_iou hard_triplets hard_share positive_distance "
@@ -131,7 +132,8 @@ class TrainingRun:
         """Log command, settings, device, data and the space needed; add this start of the run to run.json."""
         self.log(f"run {self.name}: {' '.join(sys.argv)}")
         self.log("\n".join(f"  {key} = {value}" for key, value in plain_config(self.config).items()))
-        self.log(f"device: {device} ({device_name(device)}), torch {torch.__version__}")
+        precision = str(half_precision(device, self.config["precision"]) or torch.float32).removeprefix("torch.")
+        self.log(f"device: {device} ({device_name(device)}), computing in {precision}, torch {torch.__version__}")
         if device.type == "cpu":
             self.log("No GPU is used: on the CPU only small images and networks train in reasonable time.")
         elif torch.cuda.device_count() > 1 and world_size() == 1:

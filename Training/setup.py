@@ -25,6 +25,7 @@ from Models.checkpoint import build_network, init_from
 from Models.face_trunks import FaceTrunks, weights_of
 from Script_tools.files import DataError
 from Training.distributed import gather_rows, parallel, rank, world_size
+from Training.memory import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
 from Training.state import people_seen
 from Training.step import Objective, half_precision, make_scaler
@@ -120,6 +121,8 @@ def prepare_network(config: dict, device: torch.device, restored: bool = False) 
     if config["init_from"]:
         print(init_from(network, config["init_from"]))
     network = network.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     network.activation_checkpointing = config["activation_checkpointing"]
     if half_precision(device, config["precision"]):
         network = network.to(memory_format=torch.channels_last)  # the order in which tensor cores want convolutions

@@ -27,6 +27,7 @@ from Script_tools.chip_geometry import chip_share
 from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
+from Training.memory import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share
 from Training.step import half_precision
 
@@ -43,6 +44,8 @@ def train(dataset: MovedFaces, rows: np.ndarray, images: int, config: dict, devi
     Raises DataError, naming the file, where a face is missing or broken.
     """
     torch.manual_seed(config["seed"])
+    if device.type == "cpu":
+        keep_freed_memory()
     network = Straightener().to(device).train()
     optimizer = make_optimizer("adamw", network.parameters())
     half, done, error = half_precision(device, config["precision"]) == torch.bfloat16, 0, None  # float16 needs a scaler

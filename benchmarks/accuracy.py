@@ -4,6 +4,7 @@ python benchmarks/accuracy.py --recipe plain --images 60000 --seed 0 --faces FOL
 python benchmarks/accuracy.py --recipe dlib --faces FOLDER                             dlib's own network, same pixels
 python benchmarks/accuracy.py --checkpoint PATH --recipe NAME --faces FOLDER           a network that is there already
 python benchmarks/accuracy.py --recipe best --without cloth --images 20000 ...         a kind of mask never seen
+python benchmarks/accuracy.py --recipe trunks --name "no blends" --mix 0 --images ...   with settings of its own
 python benchmarks/accuracy.py --table                                                  prints the CSV as Markdown
 python benchmarks/accuracy.py --compare A B                                            difference of two rows
 """
@@ -50,6 +51,7 @@ PEERS = {  # networks as they come, each with the detector that belongs to it
 PLACES = (*ALL_SUITES, "real")
 PROTOCOL_HEADS = ("unmasked", "masked", "unmasked-masked")
 IOU = ("attention_iou", "attention_iou_constant")
+SMALL_SIZE = 80  # px, of a ResNet's faces
 EPOCHS = 4  # of a run: so often the pairs kept aside are looked at
 
 
@@ -88,8 +90,9 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train the recipe so that ``--images`` images pass forward; its best.pt and the figures of that epoch."""
     triplets, recipe = max(1, round(args.images / 3 / EPOCHS)), RECIPES[args.recipe]
     cut = {key: recipe.get(key, config[key]) for key in ("image_size", "padding", "detector")}
-    values = {"model": 18, "image_size": args.image_size, "embedding_dim": 128, "seed": args.seed}
+    values = {"model": 18, "image_size": args.image_size or SMALL_SIZE, "embedding_dim": 128, "seed": args.seed}
     if recipe.get("trunk", "resnet") != "resnet":
+        cut["image_size"] = args.image_size or cut["image_size"]
         values = {"seed": args.seed}
     values = {**prepare(args.faces, args.work, **cut).settings, **values}
     values |= {"epochs": EPOCHS, "num_train_triplets": triplets, "triplets": "new", "num_workers": 0}
@@ -119,7 +122,7 @@ def free_attention(network: torch.nn.Module, settings: dict, triplets: int = 700
 
 def recipe_name(args: argparse.Namespace) -> str:
     """The recipe, as a row's name."""
-    return args.recipe + (f" without {args.without}" if args.without else "")
+    return (args.name or args.recipe) + (f" without {args.without}" if args.without else "")
 
 
 def score(args: argparse.Namespace, name: str, embed, figures: dict, people=(), cut: dict | None = None) -> None:
@@ -301,7 +304,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--recipe", default="", help=f"one of {', '.join([*PEERS, *RECIPES])}")
     parser.add_argument("--images", type=int, default=0, help="images that pass forward in training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image_size", type=int, default=80, help="px (default %(default)s)")
+    parser.add_argument("--name", help="of the row (default: the recipe), where settings of the training are added")
+    parser.add_argument("--image_size", type=int, help=f"px (default: {SMALL_SIZE}, or what the recipe's trunk wants)")
     parser.add_argument("--suites", nargs="+", choices=ALL_SUITES, default=SUITES, metavar="MASKS",
                         help=f"test masks, of {', '.join(ALL_SUITES)} (default: the first three)")  # fmt: skip
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, metavar="SOURCE",

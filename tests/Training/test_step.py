@@ -18,6 +18,7 @@ from Losses.Triplet_loss import batch_triplets, hard_triplet_loss
 from Models.checkpoint import build_network, init_from, load_checkpoint, save_checkpoint
 from Script_tools.files import DataError
 from tests.test_train_maskV9 import read_metrics, train
+from Training import step as training_step
 from Training.optimizer import WARMUP, make_optimizer, rate_share, set_learning_rate
 from Training.step import Objective, batch_loss, find_hard, half_precision, judge
 
@@ -114,8 +115,10 @@ def test_a_batch_of_strangers_has_no_triplets_but_a_teacher():
 
 def test_precision_is_what_the_device_can(monkeypatch):
     cpu = torch.device("cpu")
-    assert half_precision(cpu) is None and half_precision(cpu, "float32") is None
-    assert half_precision(cpu, "bfloat16") == torch.bfloat16
+    for fast in (True, False):  # a CPU without bfloat16 would take ten times as long for it
+        monkeypatch.setattr(training_step, "cpu_has_bfloat16", lambda fast=fast: fast)
+        assert half_precision(cpu) is None and half_precision(cpu, "float32") is None
+        assert half_precision(cpu, "bfloat16") == (torch.bfloat16 if fast else None)
     gpu = torch.device("cuda")
     for capability, half in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
