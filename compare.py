@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.face_alignment import AlignedFace
-from Data_preprocessing.photo_files import photos_of, read_photo, split_files
+from Data_preprocessing.photo_files import PHOTO_KINDS, is_person_name, left_out, read_photo, split_files
 from Evaluation.calibration import decide, protocol_of
 from Evaluation.embed import faces_as_seen, read_faces
 from Evaluation.pictures import ShownFace, plot_comparison, shortened
@@ -157,7 +158,8 @@ def compare_photos(comparer: Comparer, first: Path, second: Path, picture: str |
 def compare_with_folder(comparer: Comparer, photo: Path, folder: Path, nearest: int, picture: str | None) -> dict:
     """The report on the people of ``folder`` nearest to ``photo``; the picture shows the first of them."""
     query, skipped, best = comparer.read(photo), [], {}
-    entries = [entry for entry in photos_in(folder) if not (entry[1].exists() and entry[1].samefile(photo))]
+    entries, left = photos_in(folder)
+    entries = [entry for entry in entries if not (entry[1].exists() and entry[1].samefile(photo))]
     for person, path in tqdm(entries, desc=f"faces of {folder.name}", disable=len(entries) < 20):
         try:
             face = comparer.read(path)
@@ -179,21 +181,29 @@ def compare_with_folder(comparer: Comparer, photo: Path, folder: Path, nearest: 
         "people_searched": len(best),
         "photos_searched": len(entries) - len(skipped),
         "photos_skipped": skipped,
+        "files_left_out": dict(left),
         "verdict": order[0]["verdict"],
     }
 
 
-def photos_in(folder: Path) -> list[tuple[str, Path]]:
-    """(person, photo) of a folder: a sub-folder is a person, a photo in the folder itself is one of its own.
+def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
+    """(person, photo) of a folder: a sub-folder is a person, a photo in the folder itself is one of its own; and how
+    many other files lie there, by why they are not taken.
 
     Raises DataError if there are none.
     """
-    entries = [(name, folder / name) for name in split_files(folder)[0]]
-    people = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    entries += [(person, folder / person / name) for person in people for name in photos_of(folder, person)]
+    loose, left = split_files(folder)
+    entries = [(name, folder / name) for name in loose]
+    people = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and is_person_name(entry.name))
+    for person in people:
+        names, others = split_files(folder / person, deeper=True)
+        entries += [(person, folder / person / name) for name in names]
+        left += others
     if not entries:
-        raise DataError(f"{folder} holds no photos (jpg, jpeg, png), and no folders with photos.")
-    return entries
+        raise DataError(
+            f"{folder} holds no photos ({PHOTO_KINDS}), and no folders with photos. {left_out(left)}".rstrip()
+        )
+    return entries, left
 
 
 def shown(face: Face) -> ShownFace:
@@ -251,6 +261,8 @@ def describe(report: dict) -> str:
             f"{len(report['photos_skipped'])} photos"
         )
         lines += [f"  {problem}" for problem in report["photos_skipped"][:5]]
+        if report["files_left_out"]:
+            lines.append(left_out(report["files_left_out"]))
     else:
         lines += [describe_face(report["second"]), f"distance {report['distance']:.3f}", in_words(report)]
     if deciding["verdict"] is None:

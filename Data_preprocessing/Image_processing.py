@@ -23,7 +23,7 @@ from Data_preprocessing.manifest import (
     shard_files,
     write_manifest,
 )  # fmt: skip
-from Data_preprocessing.photo_files import iter_photos, person_folders, photos_of
+from Data_preprocessing.photo_files import iter_photos, left_out, person_folders, survey
 from Data_preprocessing.photo_images import AlignmentSettings
 from Script_tools.files import DataError, file_errors, read_names
 from Script_tools.run_lock import BusyError, locked
@@ -109,10 +109,7 @@ def main(argv: list[str] | None = None) -> Counter:
         raise DataError(f"--workers {args.workers}: must be 1 or more")
     shard = parse_shard(args.shard) if args.shard else None
     people = chosen_people(data_path, args.people)
-    # a folder named like a photo is listed in the manifest too, as unreadable
-    total = sum(len(photos_of(data_path, person, with_folders=True)) for person in people)
-    if not total:
-        raise DataError(f"There are no photos (jpg, jpeg, png) in the {len(people)} folders of {data_path}.")
+    total, left = survey(data_path, people)  # a folder named like a photo is in the manifest too, as unreadable
     settings = AlignmentSettings(
         data_path,
         outputs,
@@ -129,6 +126,8 @@ def main(argv: list[str] | None = None) -> Counter:
     else:
         summary = process_photos(settings, photos, args.workers, total=total)
     print_summary(summary, outputs, args.workers)
+    if left:
+        print(left_out(left))
     return summary.counts
 
 

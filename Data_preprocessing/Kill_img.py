@@ -1,8 +1,9 @@
 """Step 1: set small and broken photos aside: D/<person>/<photo> -> D_killed/<person>/<photo>, listed in D_killed.csv.
 
 A photo is small if its width or height is under --min_size px. Only the headers are read, so a photo that is cut off
-after its header stays here; Image_processing.py reports it. --restore puts everything back, --delete frees the disk
-instead, --dry_run changes nothing. Nothing is ever overwritten, and a run that was cut short can simply be started
+after its header stays here; Image_processing.py reports it. --restore puts everything back, --dry_run changes nothing,
+--delete frees the disk instead: of small photos only, what cannot be read stays in its place, and where more than half
+of all would go it asks for --yes. Nothing is ever overwritten, and a run that was cut short can simply be started
 again: what is to be taken away is written down beside the list before it is done.
 """
 
@@ -27,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Data_preprocessing.photo_files import person_folders, split_files
+from Data_preprocessing.photo_files import LOOSE, left_out, person_folders, split_files, survey
 from Data_preprocessing.photo_size import read_size
 from Script_tools.files import DataError, file_errors, replacing
 from Script_tools.run_lock import locked, refuse_if_held
@@ -71,31 +72,72 @@ def places_of(data_path: str | Path) -> Places:
     return Places(data, *(data.with_name(data.name + end) for end in ends))
 
 
-def kill(data_path: str | Path, min_size: int = 250, action: str | None = MOVED) -> Counter:
+def kill(
+    data_path: str | Path,
+    min_size: int = 250,
+    action: str | None = MOVED,
+    sure: bool = False,
+    follow_links: bool = False,
+) -> Counter:
     """Take the small and unreadable photos out of ``data_path``.
 
     Args:
-        action: MOVED (to D_killed), DELETED, or None: only count.
+        action: MOVED (to D_killed), DELETED (small ones only), or None: only count.
+        sure: delete even if that is more than half of all photos.
+        follow_links: take photos out of folders elsewhere, too, to which a person's folder is a link.
 
     Returns:
         Counter with the keys killed (small), unreadable, kept, failed (in place still), all, other_files.
 
     Raises:
-        DataError: missing folder, no sub-folders, min_size under 1, another run there, or the list cannot be written.
+        DataError: missing folder, no sub-folders, no photos, min_size under 1, another run there, the list cannot be
+            written, or more than half of all would be deleted and nobody is sure.
     """
     if min_size < 1:
         raise DataError(f"--min_size {min_size}: must be 1 px or more")
-    places = places_of(data_path)
-    people = person_folders(places.data)
+    places, problems, left = places_of(data_path), [], Counter()
+    people = _own_folders(places.data, person_folders(places.data), follow_links, problems)
+    if action == DELETED and not sure:
+        _refuse_to_delete_most(places, people, min_size)
     counts = Counter(killed=0, unreadable=0, kept=0, failed=0, all=0, other_files=0)
-    problems = []
     with _listing(places, action) as note, ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd headers; set here because threads share them
-        for verdicts in _checked(_photos(places.data, people, counts, problems), places.data, min_size, pool):
+        for verdicts in _checked(_photos(places.data, people, left, problems), places.data, min_size, pool):
             counts["all"] += len(verdicts)
             _take_away(verdicts, places, action, note, counts, problems)
-    _report(counts, problems, places, action)
+    counts["other_files"] = left.total()
+    if not counts["all"]:
+        survey(places.data, people)  # says where photos lie
+    _report(counts, left, problems, places, action)
     return counts
+
+
+def _own_folders(data: Path, people: list[str], follow_links: bool, problems: list[str]) -> list[str]:
+    """The people whose folders lie in ``data``; those that are links out of it only where links are followed."""
+
+    def leads_out(person: str) -> bool:
+        return data not in Path(os.path.realpath(data / person)).parents
+
+    out = [] if follow_links else [person for person in people if (data / person).is_symlink() and leads_out(person)]
+    if out:
+        _add_problem(problems, f"{len(out)} people's folders are links out of {data} ({out[0]}, ...): left alone; "
+                     "--follow_links takes photos out of the folders that they lead to")  # fmt: skip
+    return sorted(set(people) - set(out))
+
+
+def _refuse_to_delete_most(places: Places, people: list[str], min_size: int) -> None:
+    """Raise DataError if more than half of the photos are small."""
+    total = small = 0
+    with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for verdicts in _checked(_photos(places.data, people, Counter(), []), places.data, min_size, pool):
+            total += len(verdicts)
+            small += sum(verdict.reason == SMALL for verdict in verdicts)
+    if small > total / 2:
+        raise DataError(
+            f"{small:,} of the {total:,} photos of {places.data} are under {min_size} px, and would be deleted for "
+            "good: --yes does it; without --delete they are set aside only; a smaller --min_size spares more."
+        )
 
 
 def restore(data_path: str | Path) -> Counter:
@@ -146,19 +188,19 @@ def check_photo(photo: str, data_path: Path, min_size: int) -> Verdict:
     return Verdict(photo, width, height, SMALL if min(width, height) < min_size else "")
 
 
-def _photos(data: Path, people: list[str], counts: Counter, problems: list[str]) -> Iterator[str]:
+def _photos(data: Path, people: list[str], left: Counter, problems: list[str]) -> Iterator[str]:
     """Yield 'person/file' in sorted order, one person's names in memory; count the other files on the way."""
     loose, others = split_files(data)
-    counts["other_files"] += len(loose) + others
+    left.update(others)
     if loose:
-        _add_problem(problems, f"{len(loose)} photos lie in the folder {str(data)!r} itself, of no person: left alone")
+        left[LOOSE] += len(loose)
     for person in tqdm(people, desc=data.name, unit=" people"):
         try:
-            photos, others = split_files(os.path.join(data, person))  # a Path costs a fifth of the listing
+            photos, others = split_files(os.path.join(data, person), deeper=True)  # a Path costs a fifth of it
         except DataError as error:
             _add_problem(problems, error)
             continue
-        counts["other_files"] += others
+        left.update(others)
         yield from (f"{person}/{name}" for name in photos)
 
 
@@ -225,8 +267,9 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _delete(path: Path, reason: str) -> None:
-    if reason == NO_ACCESS:  # a disk not mounted or a right not given must not cost a good photo
-        raise PermissionError(errno.EACCES, "not deleted, because it could not be opened", str(path))
+    # a disk not mounted, a right not given or a kind that Pillow does not know must not cost a good photo
+    if reason != SMALL:
+        raise PermissionError(errno.EACCES, "not deleted, because it cannot be read as a photo", str(path))
     os.unlink(path)
 
 
@@ -294,11 +337,9 @@ def _person(photo: str) -> str:
     return photo.partition("/")[0]
 
 
-def _report(counts: Counter, problems: list[str], places: Places, action: str | None) -> None:
+def _report(counts: Counter, left: Counter, problems: list[str], places: Places, action: str | None) -> None:
     numbers = f"killed {counts['killed']}, unreadable {counts['unreadable']}, kept {counts['kept']}"
     numbers += f", all {counts['all']}; other files left alone: {counts['other_files']}"
-    if not counts["all"]:
-        print(f"There are no photos (jpg, jpeg, png) in the folders of {places.data}.")
     print(numbers if action else f"dry run, nothing was changed: {numbers}")
     if counts["failed"]:
         print(f"{counts['failed']} more are small or unreadable but could not be {action}: they stay in place")
@@ -306,6 +347,8 @@ def _report(counts: Counter, problems: list[str], places: Places, action: str | 
         print(f"list: {places.list}")
     if places.killed.is_dir():
         print(f"set aside in {places.killed}; --restore puts them back, removing that folder frees the disk")
+    if left:
+        print(left_out(left))
     print(*problems, sep="\n", end="\n" if problems else "")
 
 
@@ -322,8 +365,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--restore", action="store_true", help="put everything in D_killed back")
-    what.add_argument("--delete", action="store_true", help="delete the photos instead of moving them to D_killed")
+    what.add_argument("--delete", action="store_true", help="delete small photos instead of moving them to D_killed")
     what.add_argument("--dry_run", action="store_true", help="count only, change nothing")
+    parser.add_argument("--yes", action="store_true", help="delete even if that is more than half of all photos")
+    parser.add_argument(
+        "--follow_links", action="store_true", help="also where a person's folder is a link to one outside D"
+    )
     add_config_arguments(parser)
     return parser.parse_args(argv)
 
@@ -335,7 +382,8 @@ def main(argv=None) -> Counter:
     data_path = args.data_path or config["raw_data_path"]
     if args.restore:
         return restore(data_path)
-    return kill(data_path, args.min_size, None if args.dry_run else DELETED if args.delete else MOVED)
+    action = None if args.dry_run else DELETED if args.delete else MOVED
+    return kill(data_path, args.min_size, action, args.yes, args.follow_links)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def process_photo(source: str, face: str, settings: AlignmentSettings) -> Manife
 
 def one_line(error: BaseException) -> str:
     """The error as a text that is the same in each run: Pillow's messages hold memory addresses."""
-    return " ".join(re.sub(r"<_io\.BytesIO object at \w+>", "", f"{type(error).__name__}: {error}").split())
+    text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+    return " ".join(re.sub(r"<_io\.BytesIO object at \w+>", "", text).split())
 
 
 def face_names(data_path: Path, person: str, sources: Iterable[str]) -> dict[str, str]:

@@ -1,9 +1,12 @@
-"""Photos in folders: which files are photos, reading them, writing JPEGs."""
+"""Photos in folders: which files are photos, what else lies there, reading photos, writing JPEGs."""
 
+import importlib.util
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -13,9 +16,25 @@ from PIL import ExifTags, Image
 
 from Script_tools.files import DataError, write_whole
 
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+PHOTO_KINDS = "jpg, png, webp, bmp, tif, avif"  # as they are told
 # what a photo may be inside, whatever its name says: others are no photos, or start programs to be read (EPS)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+if importlib.util.find_spec("PIL.AvifImagePlugin"):  # Pillow 11.3 and later
+    FORMATS += ("AVIF",)
+LEFTOVER_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})  # of macOS, Synology, Linux
+LEFTOVER_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+# what is not taken, by why
+HEIC = "HEIC photos: convert them to JPEG first (heif-convert, ImageMagick or the phone's own export do)"
+OTHER_PHOTOS = "photos of a kind that is not read (gif, jp2, raw)"
+LEFTOVERS = "leftovers of other systems"
+DEEPER = "photos in folders within a person's"
+LOOSE = "photos of no person, in the folder itself"
+OTHER = "other files"
+REASONS = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
+    **dict.fromkeys((".gif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"), OTHER_PHOTOS),
+}
 PHOTO_NUMBER = re.compile(r"[0-9]{1,18}")
 TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,8 +48,20 @@ TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
 
 
 def is_photo_name(name: str) -> bool:
-    """True if the file name ends like a photo (jpg, jpeg, png in any case)."""
-    return os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES
+    """True if the file name ends like a photo of PHOTO_SUFFIXES, in any case, and is none of macOS's companions."""
+    return not name.startswith("._") and os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES
+
+
+def is_person_name(name: str) -> bool:
+    """False for hidden folders, and for those that other systems leave behind."""
+    return not name.startswith(".") and name not in LEFTOVER_FOLDERS
+
+
+def why_not_taken(name: str) -> str:
+    """What a file that is no photo by its name is."""
+    if name.startswith("._") or name in LEFTOVER_FILES:
+        return LEFTOVERS
+    return REASONS.get(os.path.splitext(name)[1].lower(), OTHER)
 
 
 def person_folders(data_path: str | Path) -> list[str]:
@@ -43,7 +74,7 @@ def person_folders(data_path: str | Path) -> list[str]:
             f"There is no folder {data_path}. Put one sub-folder per person with that person's photos in it, "
             "or try the whole recipe on drawn faces first: python train_maskV9.py --demo"
         )
-    people = sorted(e.name for e in _entries(data_path) if not e.name.startswith(".") and _is_folder(e))
+    people = sorted(e.name for e in _entries(data_path) if is_person_name(e.name) and _is_folder(e))
     if not people:
         raise DataError(f"{data_path} has no sub-folders: it must hold one sub-folder per person, with photos in each.")
     return people
@@ -57,24 +88,63 @@ def photos_of(data_path: str | Path, person: str, with_folders: bool = False) ->
     return split_files(os.path.join(data_path, person), with_folders)[0]
 
 
-def split_files(folder: str | Path, with_folders: bool = False) -> tuple[list[str], int]:
-    """Sorted names of the photos in ``folder``, and how many other files lie there. Folders are neither, unless
-    ``with_folders``: then those named like photos count as such.
+def split_files(folder: str | Path, with_folders: bool = False, deeper: bool = False) -> tuple[list[str], Counter]:
+    """Sorted names of the photos in ``folder``, and how many other files lie there, by what they are. Folders are
+    neither, unless ``with_folders``: then those named like photos count as such.
+
+    ``deeper``: count the photos in the folder's own folders as well, as DEEPER.
 
     A link that leads nowhere counts as a photo if it is named so, for whoever reads it to report; a pipe or a device
     never does: reading it could wait for ever. Raises DataError if the folder cannot be listed.
     """
-    photos, others = [], 0
+    photos, others = [], Counter()
     for entry in _entries(folder):
         if _is_folder(entry):
             if with_folders and is_photo_name(entry.name):
                 photos.append(entry.name)
-            continue
-        if is_photo_name(entry.name) and _is_file_or_dead_link(entry):
+            elif deeper and is_person_name(entry.name):
+                with suppress(DataError):  # nobody's photos, and not to be listed
+                    others[DEEPER] += sum(is_photo_name(inner.name) for inner in _entries(entry.path))
+        elif is_photo_name(entry.name) and _is_file_or_dead_link(entry):
             photos.append(entry.name)
         else:
-            others += 1
-    return sorted(photos), others
+            others[why_not_taken(entry.name)] += 1
+    return sorted(photos), +others
+
+
+def survey(data_path: str | Path, people: Iterable[str]) -> tuple[int, Counter]:
+    """How many photos ``iter_photos(data_path, people, with_folders=True)`` gives, and how many other files lie there,
+    by why they are not taken.
+
+    Raises DataError if there are no photos at all; it says where some are.
+    """
+    loose, left = split_files(data_path)
+    left[LOOSE], total, deeper = len(loose), 0, None
+    people = list(people)
+    for person in people:
+        photos, others = split_files(os.path.join(data_path, person), with_folders=True, deeper=True)
+        total += len(photos)
+        deeper = deeper or (person if others[DEEPER] else None)
+        left += others
+    if not total:
+        raise no_photos(data_path, len(people), +left, deeper)
+    return total, +left
+
+
+def no_photos(data_path: str | Path, people: int, left: Counter, deeper: str | None) -> DataError:
+    """What to raise where a data set has no photos; ``deeper``: a folder whose own folders have some."""
+    where = "1 folder" if people == 1 else f"{people} folders"
+    text = f"There are no photos ({PHOTO_KINDS}) in the {where} of {data_path}"
+    if deeper:
+        text += f"; they lie one folder deeper: did you mean {Path(data_path, deeper)}?"
+    return DataError(f"{text}. {left_out(left)}" if left else f"{text}.")
+
+
+def left_out(left: Mapping[str, int]) -> str:
+    """'Left out: 3 leftovers of other systems, ...', or '' if nothing was."""
+    if not left:
+        return ""
+    return "Left out: " + "; ".join(f"{count:,} {what}" for what, count in sorted(left.items())) + "."
 
 
 def _entries(folder: str | Path) -> Iterator[os.DirEntry]:
@@ -141,12 +211,13 @@ def read_photo(path: str | Path) -> np.ndarray:
 
 
 def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
-    """The photo in the bytes of a jpg or png file, as ``read_photo`` returns it; ``name`` is for the error message."""
+    """The photo in the bytes of a file, as ``read_photo`` returns it; ``name`` is for the error message."""
     try:
         with warnings.catch_warnings():
             # Pillow only warns between one and two times its limit; such a photo is refused as well
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(BytesIO(data), formats=FORMATS) as image:
+                image.load()  # a TIFF is turned by Pillow while it is loaded, and its tag is gone then
                 # not ImageOps.exif_transpose: it writes the EXIF block anew, and fails where a tag of it is damaged
                 turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
                 image = image if turn is None else image.transpose(turn)
@@ -159,6 +230,10 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 return np.asarray(image.convert("RGB")).copy()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise DataError(
+            f"{name} has more than the {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels that are read: make it smaller"
+        ) from None
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"{name} is not a readable photo ({type(error).__name__}: {error})") from error
 

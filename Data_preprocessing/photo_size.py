@@ -5,6 +5,8 @@ import struct
 
 from PIL import Image, UnidentifiedImageError
 
+from Data_preprocessing.photo_files import FORMATS
+
 BEGINNING = 4096  # bytes; a JPEG's header is longer only where it holds a preview or a colour profile
 SIZES = (0xC0, 0xC1, 0xC2)  # markers of the segment that holds the size: baseline, extended, progressive
 SCAN = 0xDA  # marker of the segment before the pixels
@@ -50,5 +52,5 @@ def _pillow_size(path: str) -> tuple[int, int]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             return image.size
     except UnidentifiedImageError:  # photos from the web are named .jpg whatever they are
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:  # those that will be read
             return image.size

@@ -104,11 +104,45 @@ def test_dry_run_changes_nothing(data, capsys):
     assert "nothing was changed" in capsys.readouterr().out
 
 
-def test_delete_frees_the_disk(data):
-    assert run(data, "--delete") == COUNTS
-    assert set(tree(data)) == {"ann/good.jpg", "bob/exact.png", "bob/notes.txt", "readme.md"}
+def test_delete_frees_the_disk_but_spares_what_it_cannot_read(data, capsys):
+    photo(data / "bob" / "good.jpg")
+    (data / "bob" / "phone.jpg").write_bytes(b"\0\0\0\x1cftypheic")  # a kind that Pillow does not know
+    assert run(data, "--delete") == {**COUNTS, "kept": 3, "all": 8, "unreadable": 0, "failed": 2}
+    good = {"ann/good.jpg", "bob/exact.png", "bob/good.jpg", "bob/broken.jpg", "bob/phone.jpg", "bob/notes.txt"}
+    assert set(tree(data)) == {*good, "readme.md"}
     assert not Path(f"{data}_killed").exists()
-    assert [row["action"] for row in listed(data).values()] == ["deleted"] * 4
+    actions = {name: row["action"] for name, row in listed(data).items()}
+    assert sorted(actions.values()) == ["deleted"] * 3 + ["failed"] * 2
+    assert {actions["bob/broken.jpg"], actions["bob/phone.jpg"]} == {"failed"}
+    assert "not deleted, because it cannot be read" in capsys.readouterr().out
+
+
+def test_deleting_more_than_half_wants_a_yes(data):
+    """A --min_size with a digit too many must not cost the data set."""
+    before = tree(data.parent)
+    with pytest.raises(DataError, match=r"5 of the 6 photos .* under 2500 px, and would be deleted for good: --yes"):
+        run(data, "--delete", "--min_size", "2500")
+    assert tree(data.parent) == before
+    assert run(data, "--delete", "--min_size", "2500", "--yes")["killed"] == 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a right of their own elsewhere")
+@pytest.mark.parametrize("options", [(), ("--delete", "--yes")])
+def test_photos_elsewhere_are_left_alone(data, tmp_path, options, capsys):
+    """A data set made of links must not cost the photos that it borrows."""
+    photo(tmp_path / "elsewhere" / "carl" / "tiny.png", 1, 1)
+    (data / "carl").symlink_to(tmp_path / "elsewhere" / "carl", target_is_directory=True)
+    (data / "annie").symlink_to(data / "ann", target_is_directory=True)  # not out of it
+    run(data, *options)
+    assert (tmp_path / "elsewhere" / "carl" / "tiny.png").exists()
+    assert "1 people's folders are links out of" in capsys.readouterr().out
+    run(data, *options, "--follow_links")
+    assert not (tmp_path / "elsewhere" / "carl" / "tiny.png").exists()
+
+
+def test_a_folder_one_level_too_high_is_an_error(data):
+    with pytest.raises(DataError, match=r"one folder deeper: did you mean .*photos"):
+        run(data.parent)
 
 
 def test_min_size(data):
@@ -193,9 +227,9 @@ def test_strange_files_do_not_stop_it(data, capsys):
     assert "loose" not in "".join(listed(data)) and (data / "loose.jpg").exists()
     run(data, "--restore")
     assert tree(data) == before
-    assert run(data, "--delete")["failed"] == 2  # the content of a dead link was never seen: it is not deleted
+    assert run(data, "--delete", "--yes")["failed"] == 3  # the content of a dead link was never seen: it is not deleted
     assert (person / "gone.jpg").is_symlink() and listed(data)["ann/gone.jpg"]["action"] == "failed"
-    assert "could not be opened" in capsys.readouterr().out
+    assert "cannot be read as a photo" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read and write everything")

@@ -11,13 +11,21 @@ import pytest
 from PIL import Image
 
 from Data_preprocessing.photo_files import (
+    DEEPER,
+    HEIC,
+    LEFTOVERS,
+    LOOSE,
+    OTHER,
+    OTHER_PHOTOS,
     decode_photo,
     is_photo_name,
     iter_photos,
+    left_out,
     person_folders,
     photos_of,
     read_photo,
     split_files,
+    survey,
     write_jpeg,
 )
 from Script_tools.files import DataError, read_names, replacing, write_whole
@@ -41,14 +49,62 @@ def touch(*paths: Path) -> None:
 # --- listing ---
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.jpeg", "A.JpEg", "a.b.png", "._a.jpg", "a .PNG"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg",
+        "a.JPG",
+        "a.jpeg",
+        "A.JpEg",
+        "a.b.png",
+        "a .PNG",
+        "a.webp",
+        "a.TIFF",
+        "a.tif",
+        "a.bmp",
+        "a.jfif",
+        "a.avif",
+    ],
+)
 def test_photo_names(name):
     assert is_photo_name(name)
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.jpg.tmp", "jpg", ".jpg", "a.jpg ", "a.txt", "a.", ""])
+@pytest.mark.parametrize(
+    "name", ["a.gif", "a.heic", "._a.jpg", "a.jpg.tmp", "jpg", ".jpg", "a.jpg ", "a.txt", "a.", ""]
+)
 def test_other_names(name):
     assert not is_photo_name(name)
+
+
+def test_what_is_not_taken_is_counted_by_reason(tmp_path):
+    files = [
+        "a/1.jpg",
+        "a/2.HEIC",
+        "a/3.gif",
+        "a/._1.jpg",
+        "a/.DS_Store",
+        "a/notes.txt",
+        "a/more/4.jpg",
+        "a/more/5.txt",
+    ]
+    files += ["loose.jpg", "__MACOSX/a/._1.jpg", "@eaDir/1.jpg", "lost+found/1.jpg", ".ipynb_checkpoints/1.jpg"]
+    touch(*(tmp_path / name for name in files))
+    assert person_folders(tmp_path) == ["a"]
+    total, left = survey(tmp_path, ["a"])
+    assert total == 1
+    assert left == {HEIC: 1, OTHER_PHOTOS: 1, LEFTOVERS: 2, OTHER: 1, DEEPER: 1, LOOSE: 1}
+    assert "1 HEIC photos: convert them to JPEG" in left_out(left) and "2 leftovers" in left_out(left)
+    assert left_out({}) == ""
+
+
+def test_a_folder_one_level_too_high_is_told_where_photos_are(tmp_path):
+    touch(tmp_path / "data" / "train" / "n000001" / "1.jpg", tmp_path / "data" / "test" / "n000002" / "1.jpg")
+    with pytest.raises(DataError, match=r"one folder deeper: did you mean .*data.test\\?"):
+        survey(tmp_path / "data", person_folders(tmp_path / "data"))
+    touch(tmp_path / "heic" / "ann" / "1.heic")
+    with pytest.raises(DataError, match=r"no photos .* in the 1 folder .* convert them to JPEG"):
+        survey(tmp_path / "heic", ["ann"])
 
 
 def test_people_and_their_photos_are_sorted(tmp_path):
@@ -57,7 +113,7 @@ def test_people_and_their_photos_are_sorted(tmp_path):
     (tmp_path / "c").mkdir()
     assert person_folders(tmp_path) == ["a", "b", "c"]
     assert photos_of(tmp_path, "b") == ["10.PNG", "2.jpg"]
-    assert split_files(tmp_path / "b") == (["10.PNG", "2.jpg"], 1)
+    assert split_files(tmp_path / "b") == (["10.PNG", "2.jpg"], {OTHER: 1})
     assert list(iter_photos(str(tmp_path))) == ["a/1.jpeg", "b/10.PNG", "b/2.jpg"]
     assert list(iter_photos(tmp_path, ["b", "c"])) == ["b/10.PNG", "b/2.jpg"]
 
@@ -71,7 +127,7 @@ def test_links_and_pipes(tmp_path):
     os.mkfifo(tmp_path / "ann" / "pipe.jpg")
     (tmp_path / "bob").symlink_to("ann")
     (tmp_path / "circle").symlink_to("circle")
-    assert split_files(tmp_path / "ann") == (["alias.jpg", "circle.jpg", "dead.jpg", "photo.jpg"], 1)
+    assert split_files(tmp_path / "ann") == (["alias.jpg", "circle.jpg", "dead.jpg", "photo.jpg"], {OTHER: 1})
     assert person_folders(tmp_path) == ["ann", "bob"]
 
 
@@ -189,10 +245,27 @@ def test_unreadable_files_are_named(tmp_path):
             read_photo(path)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_every_kind_is_turned_once(kind, orientation, tmp_path):
+    """Red on the left, after the turn that the orientation wants: 6 is a quarter clockwise."""
+    turned = Image.fromarray(PHOTO)
+    turned = {1: turned, 3: turned.rotate(180), 6: turned.transpose(Image.Transpose.ROTATE_90)}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if kind == "BMP":  # has no EXIF
+        turned, exif = Image.fromarray(PHOTO), None
+    path = tmp_path / f"photo.{'jpg' if kind == 'JPEG' else kind.lower()}"
+    turned.save(path, kind, **({} if exif is None else {"exif": exif}))
+    photo = read_photo(path)
+    assert photo.shape == PHOTO.shape and is_photo_name(path.name)
+    assert photo[:, :10, 0].mean() > 170 and photo[:, 20:, 0].mean() < 30
+
+
 def test_photos_of_enormous_size_are_refused(monkeypatch):
     data = encoded(Image.fromarray(PHOTO), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # it has 600 pixels: Pillow itself would only warn
-    with warnings.catch_warnings(), pytest.raises(DataError, match="DecompressionBomb"):
+    with warnings.catch_warnings(), pytest.raises(DataError, match="million pixels that are read: make it"):
         warnings.simplefilter("ignore")
         decode_photo(data, "x")
 
