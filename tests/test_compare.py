@@ -172,6 +172,24 @@ def test_a_square_image_that_does_not_look_like_an_aligned_crop_is_no_answer(
         assert report["exit_code"] == 20 and "does not look like an aligned crop" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("network", ["strict", "shipped"])
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_photo_is_turned_back(drawn, strict, network, quarters, tmp_path, capsys):
+    """dlib's HOG finds nothing in it, YuNet a face with its features in wrong places: the verdict was a wrong one."""
+    upright, turned = photo(drawn, 0), tmp_path / "turned.png"
+    Image.open(upright).rotate(90 * quarters, expand=True).save(turned)
+    report = run(upright, turned, checkpoint=strict if network == "strict" else checkpoint.SHIPPED)
+    assert report["first"]["turned"] == 0 and report["second"]["turned"] == 360 - 90 * quarters
+    assert report["distance"] < 0.02 and report["verdict"] == "same"
+    assert f"turned by {360 - 90 * quarters} degrees anticlockwise" in capsys.readouterr().out
+
+
+def test_a_face_too_small_to_judge_is_no_answer(drawn, tmp_path, capsys):
+    Image.open(photo(drawn, 0)).resize((40, 40)).save(tmp_path / "tiny.png")
+    report = run(photo(drawn, 0), tmp_path / "tiny.png", checkpoint=checkpoint.SHIPPED)
+    assert report["exit_code"] == 20 and "too small to judge, 24 px are needed" in capsys.readouterr().out
+
+
 def test_overlap_is_intersection_over_union():
     assert face_alignment.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
     assert face_alignment.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1.0
