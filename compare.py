@@ -33,8 +33,8 @@ from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
 FAR = 1e-3  # of strangers that may pass for the same person, where nothing else is asked for
-# px, the width of a face's box. Of bare LFW faces shrunk to 25 px AUC is 1.000 and 3 % of the pairs of one person are called
-# different; at 19 px 0.989 and 13 % (170 pairs)
+# px, the width of a face's box. Of bare LFW faces shrunk to 25 px AUC is 1.000 and 3 % of the pairs of one person are
+# called different; at 19 px 0.989 and 13 % (170 pairs)
 LEAST_FACE = 24
 EXIT_CODES = {"same": 0, "different": 10, "unclear": 20, None: 20}
 DETECTORS = {
@@ -144,13 +144,17 @@ class Comparer:
         seen = faces_as_seen(self.network, images, self.device)[0]
         return Face(str(path), photo, aligned, seen, outputs.embeddings[0], attention, masked, quarters)
 
-    def compare(self, first: Face, second: Face) -> dict:
-        """Distance and verdict in plain types; "verdict": same, different, unclear, or None without thresholds."""
+    def compare(self, first: Face, second: Face, searched: int = 1) -> dict:
+        """Distance and verdict in plain types; "verdict": same, different, unclear, or None without thresholds.
+
+        ``searched``: of how many faces ``second`` is one. As many strangers have as many chances to be near, so "same"
+        is said at a rate as many times lower; where the thresholds have none so low, nobody is.
+        """
         report = {"distance": float(np.linalg.norm(first.embedding - second.embedding)), "verdict": None}
         if not self.thresholds or not self.head:
             return report
         protocol = protocol_of(first.seems_masked, second.seems_masked)
-        verdict = decide(report["distance"], self.thresholds[protocol], self.far)
+        verdict = decide(report["distance"], self.thresholds[protocol], self.far, searched)
         return report | {
             "verdict": verdict.word,
             "strangers_that_would_pass": verdict.far,
@@ -159,6 +163,7 @@ class Comparer:
             "threshold_far": verdict.decided_far,
             "threshold_tar": verdict.tar,
             "threshold_tar_most": verdict.tar_most,
+            "distance_by_threshold": report["distance"] / decide(0.0, self.thresholds[protocol], self.far).limit,
             "different_beyond": verdict.apart,
             "one_person_beyond": list(verdict.missed),
         }
@@ -178,18 +183,21 @@ def compare_with_folder(comparer: Comparer, photo: Path, folder: Path, nearest: 
     query, skipped, best = comparer.read(photo), [], {}
     entries, left = photos_in(folder)
     entries = [entry for entry in entries if not (entry[1].exists() and entry[1].samefile(photo))]
+    faces = []
     for person, path in tqdm(entries, desc=f"faces of {folder.name}", disable=len(entries) < 20):
-        try:
+        try:  # of the pictures none is kept
             face = comparer.read(path)
+            aligned = face.aligned._replace(chip=None)
+            faces.append((person, face._replace(photo=None, aligned=aligned, seen=None, attention=None)))
         except NoAnswer as error:
             skipped.append(str(error))
-            continue
-        found = {"person": person, **face.record(), **comparer.compare(query, face)}
-        if person not in best or found["distance"] < best[person]["distance"]:
+    for person, face in faces:
+        found = {"person": person, **face.record(), **comparer.compare(query, face, len(faces))}
+        if person not in best or likeness(found) < likeness(best[person]):
             best[person] = found
     if not best:
         raise NoAnswer(f"{folder}: not one of its {len(entries)} photos has a face to compare with.")
-    order = sorted(best.values(), key=lambda found: found["distance"])[:nearest]
+    order = sorted(best.values(), key=likeness)[:nearest]
     if picture:
         title = f"nearest of {len(best)}: {shortened(order[0]['person'])}\n{headline(order[0])}"
         plot_comparison(shown(query), shown(comparer.read(order[0]["path"])), title, picture)
@@ -200,8 +208,15 @@ def compare_with_folder(comparer: Comparer, photo: Path, folder: Path, nearest: 
         "photos_searched": len(entries) - len(skipped),
         "photos_skipped": skipped,
         "files_left_out": dict(left),
+        "far": comparer.far,
         "verdict": order[0]["verdict"],
     }
+
+
+def likeness(found: dict) -> float:
+    """By which people are ranked, the smallest first: the distance by the threshold of its own protocol, for faces
+    with and without masks lie apart differently."""
+    return found.get("distance_by_threshold", found["distance"])
 
 
 def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
@@ -297,8 +312,15 @@ def describe(report: dict) -> str:
     of = report.get("thresholds_of", "other people")
     lines.append(f"(measured on {of}; where two shares stand, by the set of people)")
     if "nearest" in report:
-        chance = report["photos_searched"] * deciding["threshold_far"]
-        lines.append(f"Of {report['photos_searched']} photos of strangers about {chance:.2g} would pass by chance.")
+        photos, far = report["photos_searched"], deciding["strangers_that_would_pass"]
+        if far:
+            lines.append(f"Of {photos} photos of strangers about {photos * far:.2g} are as near by chance.")
+        if deciding["threshold_far"] * photos > report["far"] * (1 + 1e-9):
+            lines.append(
+                f"To name one of {photos} photos at 1 in {round(1 / report['far']):,}, a threshold for 1 in "
+                f"{round(photos / report['far']):,} strangers is needed; the checkpoint's lowest is 1 in "
+                f"{round(1 / deciding['threshold_far']):,}."
+            )
     return "\n".join(lines)
 
 

@@ -199,8 +199,11 @@ def protocol_of(first_masked: bool, second_masked: bool) -> str:
     return "cross" if first_masked != second_masked else SIDES[first_masked]
 
 
-def decide(distance: float, rows: list[dict[str, float]], far: float) -> Verdict:
+def decide(distance: float, rows: list[dict[str, float]], far: float, searched: int = 1) -> Verdict:
     """One person or two, by the thresholds of one protocol (see ``thresholds_at``), deciding at the rate ``far``.
+
+    ``searched``: the face is one of so many that were searched, of which any might be near by chance; it is decided at
+    the highest rate that is as many times lower. Where there is none so low nothing is the same, however near.
 
     Raises DataError, naming the rates there are, if the thresholds lack ``far``.
     """
@@ -209,10 +212,14 @@ def decide(distance: float, rows: list[dict[str, float]], far: float) -> Verdict
         there = ", ".join(f"{row['far']:g}" for row in rows)
         raise DataError(f"--far {far:g}: the checkpoint has thresholds for {there} only.")
     passed = [row["far"] for row in rows if distance <= row["distance"]]
-    same = distance <= deciding["distance"]
+    strict = [row for row in rows if row["far"] * searched <= far * (1 + 1e-9)]
+    same = bool(strict) and distance <= strict[0]["distance"]
+    deciding = deciding if searched == 1 else (strict or rows[-1:])[0]
     (low, high), ends = tars_of(deciding), tars_of(rows[0])
     missed = 1 - ends[1], 1 - ends[0]
-    return Verdict(same, min(passed, default=None), far, deciding["distance"], low, high, rows[0]["distance"], missed)
+    return Verdict(
+        same, min(passed, default=None), deciding["far"], deciding["distance"], low, high, rows[0]["distance"], missed
+    )
 
 
 def tars_of(row: dict[str, float]) -> tuple[float, float]:

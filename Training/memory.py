@@ -21,7 +21,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next step, where it is glibc.
 
     Left alone it gives each large block back to the system, which zeroes it anew, page by page, when the next layer
-    asks: a training step of SFace on 192 images took 2.7 times as long (24 s instead of 9, two cores).
+    asks: a training step of SFace on 192 images took 2.7 times as long (24 s instead of 9, two cores). What lies free
+    between the blocks in use costs memory: 2.1 GB instead of 1.9 after 40 steps on 16 images, 5.3 instead of 3.6 on 64.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc, or no C library by that name
         mallopt = ctypes.CDLL(None).mallopt

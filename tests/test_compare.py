@@ -120,6 +120,14 @@ def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):
         assert report["distance"] == pytest.approx(1.1)
 
 
+def test_people_are_ranked_by_their_own_protocols_thresholds():
+    """Masked faces lie nearer to each other: at 0.6 an unmasked one is the likelier of the two."""
+    ends = {"unmasked": 1.0, "cross": 0.5}
+    found = [{"distance": d, "distance_by_threshold": d / ends[key]} for d, key in ((0.6, "unmasked"), (0.55, "cross"))]
+    assert sorted(found, key=compare.likeness) == found
+    assert compare.likeness({"distance": 0.6}) == 0.6  # without thresholds
+
+
 @pytest.mark.parametrize(("bias", "seems"), [(-9.0, "unmasked"), (9.0, "masked")])
 def test_it_says_whether_a_face_seems_masked_and_which_detector_found_it(drawn, write_checkpoint, capsys, bias, seems):
     path = write_checkpoint(f"head {seems}", bias, thresholds=thresholds(1e-3, 1e-4))
@@ -222,11 +230,16 @@ def test_the_nearest_people_of_a_folder_are_those_with_the_nearest_photo(drawn, 
     }
     assert second["person"] == min(distances, key=distances.get)
     assert second["distance"] == pytest.approx(min(distances.values()), abs=1e-6)
-    assert (report["verdict"], report["exit_code"], second["verdict"]) == ("same", 0, "different")
+    # one of six, at 1 in 1,000: a threshold for 1 in 6,000 strangers is needed, and the lowest is 1 in 1,000
+    assert (report["verdict"], report["exit_code"], second["verdict"]) == ("unclear", 20, "different")
     out = capsys.readouterr().out
+    assert "To name one of 6 photos at 1 in 1,000, a threshold for 1 in 6,000 strangers is needed" in out
+    sure = run(query, people, "--far", "0.01", checkpoint=strict)  # the one for 1 in 1,000 is below 1 in 600
+    assert (sure["verdict"], sure["nearest"][0]["threshold_far"]) == ("same", 1e-3)
+    assert "To name one" not in capsys.readouterr().out
     assert "broken.jpg cannot be read" in out
     assert "searched: 3 people, 6 photos; without an answer: 1 photos" in out
-    assert "Of 6 photos of strangers about 0.006 would pass by chance." in out
+    assert "Of 6 photos of strangers about 0.006 are as near by chance." in out
     assert run(people, query, "--nearest", "2", checkpoint=strict) == report  # the folder may come first
 
 

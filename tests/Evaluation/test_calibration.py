@@ -158,6 +158,10 @@ def test_a_verdict_names_the_lowest_rate_that_the_distance_keeps():
     )  # though it would pass at 0.1
     assert decide(1.01, rows, 1e-2) == (False, None, 1e-2, 0.8, 0.7, 0.7, 1.0, (1 - 0.9, 1 - 0.9))
     assert decide(0.81, rows, 0.1).same
+    # one of ten that were searched: decided at a rate ten times lower, and where there is none so low not at all
+    assert decide(0.5, rows, 1e-2, 10)[:4] == (True, 1e-3, 1e-3, 0.5) and decide(0.6, rows, 1e-2, 10).word == "unclear"
+    assert decide(0.6, rows, 0.1, 7).same and decide(0.0, rows, 1e-2, 11).word == "unclear"
+    assert decide(1.01, rows, 1e-2, 11).word == "different"
     with pytest.raises(DataError, match=r"--far 0\.0001: .* for 0\.1, 0\.01, 0\.001 only"):
         decide(0.5, rows, 1e-4)
 
