@@ -33,6 +33,7 @@ config = {
     "photo_jitter": 0.0,  # of brightness, contrast, colour, sharpness; 1: plainly visible
     "mix": 0.0,  # share of the faces blended with another person's, before the mask: new people, whom only a teacher
     # ^ can tell anything of; needs masks = new, a teacher, and triplet_weight = 0
+    "test_seed": 0,  # of test faces' masks, whatever the training's seed: all runs are chosen and scored on the same
     "test_masks": "flat",  # of test faces: one kind; kinds: all; realigned: all, and the face found anew; as_is: none
     # ^ is drawn, the photos show real ones
     # --- network ----------------------------------------------------------------------------------------------------
@@ -59,6 +60,7 @@ config = {
     # ^ (first epoch, counted from 0; learning rate)
     "rate_decay": "none",  # cosine: the schedule's rate falls to 0 over the run, after a rise over its first 2 %
     "epochs": 190,  # of num_train_triplets each
+    "images": None,  # that pass forward in all: num_train_triplets, or epochs where that is given too, follows from it
     "patience": None,  # stop after so many epochs without a better selection AUC
     "train_batch_size": 20,  # triplets (three images each) of a process, so of a GPU; 20 take 2 to 4 GB at 256 px.
     # ^ torchrun with K processes makes steps on K times as many; the recipe's steps are those on 20 in all
@@ -83,6 +85,8 @@ config = {
 # Named changes to the recipe: python train_maskV9.py --recipe NAME. The first is what we would train with today, the
 # others are for comparison: each is a row of benchmarks/accuracy.csv.
 BEST = {
+    "images": 600000,
+    "epochs": 20,
     "masks": "new",
     "mask_kinds": ["flat", "surgical", "cloth", "printed", "black", "respirator"],
     "unmasked_share": 0.4,
@@ -104,6 +108,8 @@ BEST = {
 }
 TRUNKS = {
     **BEST,
+    "images": 400000,
+    "epochs": 8,
     "trunk": "both",
     "teacher": "both",
     "teacher_centred": False,
@@ -140,6 +146,7 @@ RECIPES = {
 
 # What `python train_maskV9.py --demo` changes: drawn faces, a small network, a short schedule; the code is the same.
 DEMO = {
+    "output_path": "Datasets_demo",  # so that its network of drawn faces is nobody's newest best.pt
     "raw_data_path": "Datasets_demo/drawn_train",
     "manifest_path": "Datasets_demo/drawn_train_manifest.csv",
     "train_data_path": "Datasets_demo/drawn_train_face_mask",

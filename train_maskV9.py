@@ -31,7 +31,7 @@ from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.optimizer import decayed_rate
 from Training.run import SilentRun, TrainingRun, open_run
 from Training.setup import Learner, RunData, make_data, make_learner, make_objective, mine, set_rate
-from Training.state import restore, resumed, training_state
+from Training.state import begin_best_anew, restore, resumed, training_state
 from Training.step import Objective, batch_loss, find_hard, judge, on_device, pack_hard_triplets, screen
 
 
@@ -67,10 +67,14 @@ def train(
     learner = make_learner(config, loader, objective, device, restored=checkpoint is not None)
     progress, position = {"epoch": 0, "best_auc": -1.0, "best_epoch": 0}, Position()
     run.describe(device, loader, data.test_sets, learner.network)
+    run.log(data.overlaps())
     if checkpoint:
         progress = restore(checkpoint, learner.network, learner.optimizer, learner.scaler)
         position, where = position_of(checkpoint, config, sampler.names)
         run.log(where)
+    progress, anew = begin_best_anew(progress, data.chosen_on(config))
+    if anew:
+        run.log(anew)
 
     def save(position: Position | None = None, improved: bool = False) -> None:
         within = None if position is None else saved_position(position, config)
@@ -93,9 +97,9 @@ def train(
                 after_step=interruption.after_step,
                 desc=f"epoch {epoch + 1}/{config['epochs']}",
             )
+            interruption.before_validation()
             scores, evaluations = evaluate(learner.network, data.test_sets, device)
-            # best.pt is chosen on the pairs kept for that, or as in the recipe on masked LFW
-            auc = distributed.from_main(scores["select" if "select" in scores else "lfw"]["masked"]["auc"])
+            auc = distributed.from_main(scores[data.selection]["masked"]["auc"])
             improved = auc > progress["best_auc"]
             progress["epoch"], position = epoch + 1, Position()
             if improved:

@@ -80,8 +80,8 @@ def main(argv=None) -> dict:
 
     start = time.perf_counter()
     # size and, unless another is asked for, seed of the training run: its test faces may be aligned and masked already
-    seed = trained_with["seed"] if args.seed is None else config["seed"]
-    same = {**faces_of(checkpoint["config"]), "seed": seed}
+    seed = trained_with["test_seed"] if args.test_seed is None else config["test_seed"]
+    same = {**faces_of(checkpoint["config"]), "test_seed": seed}
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     if args.as_is:
         settings["test_masks"] = "as_is"

@@ -135,7 +135,7 @@ def _test_set(
         data_path,
         config["cache_path"],
         size,
-        config["seed"],
+        config["test_seed"],
         config["predictor_path"],
         usable_processors(),
         suite=config["test_masks"],

@@ -44,7 +44,13 @@ def read_index(index_path: str | Path, people: list[str] | None = None) -> Index
     """
     frame = _read_csv(index_path)
     if people is not None:
+        absent = sorted(set(people) - set(frame["name"]))
         frame = frame[frame["name"].isin(people)]
+        if absent and not frame.empty:
+            print(
+                f"note: {len(absent):,} of the {len(set(people)):,} names of train_people are not in {index_path}: "
+                f"{', '.join(map(repr, absent[:5]))}{', ...' if len(absent) > 5 else ''}"
+            )
         if frame.empty:
             raise DataError(
                 f"train_people: none of the {len(people)} names, such as {people[0]!r}, is in {index_path}; "

@@ -275,9 +275,15 @@ def align(
     """
     how = {"padding": config["padding"], "detector": config["detector"], **how}
     cut = how["padding"], how["detector"]
-    outputs = cache_folders(data_path, config["cache_path"], config["image_size"], config["seed"], suite, *cut)
+    outputs = cache_folders(data_path, config["cache_path"], config["image_size"], config["test_seed"], suite, *cut)
     settings = AlignmentSettings(
-        data_path, outputs, config["image_size"], config["seed"], config["predictor_path"], check_content=True, **how
+        data_path,
+        outputs,
+        config["image_size"],
+        config["test_seed"],
+        config["predictor_path"],
+        check_content=True,
+        **how,
     )
     process_photos(settings, photos, usable_processors(), f"faces of {data_path.name}")
     manifest = read_manifest(outputs.manifest)
@@ -382,7 +388,7 @@ def main(argv=None) -> dict:
     path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
     checkpoint = load_checkpoint(path)
     suite, device = args.test_masks or "kinds", choose_device(args.device)
-    config |= {**faces_of(checkpoint["config"]), "seed": checkpoint["config"]["seed"]}
+    config |= faces_of(checkpoint["config"])
     kept = halved(checkpoint) if args.half else checkpoint
     network = network_from_checkpoint(kept, path).to(device)  # of the rounded weights: the thresholds are theirs
 

@@ -194,12 +194,14 @@ def pair_distances(
 
 
 def check_enough(pairs: PairSet) -> None:
-    """Raise DataError if fewer than MIN_PAIRS of the pairs can be used: an AUC of so few says little."""
+    """Raise DataError if fewer than MIN_PAIRS of the pairs can be used, for an AUC of so few says little; or if they
+    are all of one kind, or in one fold, and so cannot be scored."""
     if len(pairs.index) < MIN_PAIRS:
         raise DataError(
             f"Only {len(pairs.index)} of {pairs.num_pairs} pairs can be used (skipped: {pairs.skipped or 'none'}); an "
             f"AUC needs {MIN_PAIRS}. Give a larger pairs file: Data_preprocessing/create_pairs.py makes one."
         )
+    _checked(np.zeros(len(pairs.index)), pairs.is_same, 0, pairs.fold)
 
 
 def score_pairs(pairs: PairSet, distances: dict[str, np.ndarray]) -> tuple[dict, dict]:

@@ -36,11 +36,15 @@ CHOICES = {
 POSITIVE = frozenset({
     "image_size", "embedding_dim", "embedding_scale", "margin", "epochs", "train_batch_size", "test_batch_size",
     "num_train_triplets", "save_every", "patience", "mined_faces",
+    "images",
 })  # fmt: skip
 NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter", "mix",
-    "save_every_minutes", "padding",
+    "save_every_minutes", "padding", "test_seed",
 )  # fmt: skip
+
+
+LENGTH = ("images", "epochs", "num_train_triplets")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +83,18 @@ def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> d
         if text is not None:
             final[key] = typed(key, text, default)
     check_config(final)
-    return final
+    return with_length(final, {key for key in LENGTH if getattr(args, key, None) is not None})
+
+
+def with_length(final: dict, given: set[str]) -> dict:
+    """The settings with ``images`` turned into the triplets of an epoch, or into epochs where the user has ``given``
+    the triplets; given both, and ``images`` by a recipe, the recipe's do not count."""
+    images, final = final["images"], {**final, "images": None}
+    if images is None or ("images" not in given and given >= {"epochs", "num_train_triplets"}):
+        return final
+    if "num_train_triplets" in given:
+        return final | {"epochs": max(1, round(images / 3 / final["num_train_triplets"]))}
+    return final | {"num_train_triplets": max(1, round(images / 3 / final["epochs"]))}
 
 
 def typed(key: str, text: str, default: object) -> object:
@@ -128,6 +143,9 @@ def check_config(final: dict) -> None:
         if not 0 <= final[key] <= 1:
             raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")
     taught = final["teacher"] != "none" and final["teacher_weight"]
+    looked_at = final["attention"] == "supervised" and final["attention_weight"]
+    if not (taught or looked_at or final["triplet_weight"]):
+        raise DataError("triplet_weight = 0, no teacher and no supervised attention: there is nothing to learn from")
     if final["mix"] and (final["masks"] != "new" or not taught or final["triplet_weight"]):
         raise DataError(
             "mix makes faces of nobody: it needs masks = new, a teacher with a teacher_weight, triplet_weight = 0"

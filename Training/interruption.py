@@ -110,6 +110,7 @@ class Interruption:
         self._seconds = 60 * minutes if minutes else float("inf")
         self._can_save = world_size() == 1 or not packed
         self._signal, self._batches, self._last = 0, 0, time.monotonic()
+        self._where = None  # gives the position after the last step
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -135,7 +136,7 @@ class Interruption:
 
     def after_step(self, where: Callable[[], Position]) -> None:
         """To be called after each step of every process; ``where`` gives the position."""
-        self._batches += 1
+        self._batches, self._where = self._batches + 1, where
         if world_size() > 1 and self._batches % LOOK_EVERY:
             return
         due = time.monotonic() - self._last >= self._seconds
@@ -146,9 +147,14 @@ class Interruption:
         if wish > WRITE:
             self._end(wish)
 
+    def before_validation(self) -> None:
+        """To be called when an epoch's last step is made: what was learned outlives a validation that fails."""
+        if self._can_save and self._where is not None:
+            self._save(self._where())
+
     def after_epoch(self) -> None:
         """To be called when the epoch's checkpoint is written."""
-        self._last = time.monotonic()
+        self._last, self._where = time.monotonic(), None
         wish = all_max(self._signal, self._device)
         if wish:
             self._end(wish)

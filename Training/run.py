@@ -272,6 +272,9 @@ class TrainingRun:
         ]
         if demo:
             lines.append(DEMO_MEANING)
+            lines.append(
+                f"Again: python validate_on_LFW.py --checkpoint {shlex.quote(str(self.checkpoints / 'best.pt'))}"
+            )
         self.log("\n".join(lines))
         return {"run": self.name, "best": best, "metrics": self.logs / "metrics.csv", "checkpoints": self.checkpoints}
 

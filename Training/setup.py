@@ -1,6 +1,7 @@
 """What a run is made of: its data, network and losses, an epoch's mined triplets, the learning rate of each batch."""
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from Script_tools.files import DataError
 from Training.distributed import gather_rows, parallel, rank, world_size
 from Training.memory import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
-from Training.state import people_seen
+from Training.state import IDENTITY_FILE, names_that_tell_nothing, people_seen
 from Training.step import Objective, half_precision, make_scaler
 from Training.teacher_targets import Teacher
 
@@ -38,6 +39,39 @@ class RunData(NamedTuple):
     train_loader: FaceLoader
     test_sets: dict[str, TestSet]
     people: list[str]  # everyone who is trained on, or was before, and so is in no test set
+
+    @property
+    def selection(self) -> str:
+        """On which of the test sets best.pt is chosen: the pairs kept for that, or as in the recipe masked LFW."""
+        return "select" if "select" in self.test_sets else "lfw"
+
+    def chosen_on(self, config: dict) -> str:
+        """A fingerprint of that: the pairs that are used, and the masks of their faces."""
+        pairs = self.test_sets[self.selection].pairs
+        parts = pairs.faces, pairs.index.tolist(), pairs.is_same.tolist(), config["test_masks"], config["test_seed"]
+        return blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+    def overlaps(self) -> str:
+        """How many people the selection test shares with the others, and whom nothing tells of, as lines to log."""
+        lines, own = [], people_of(self.test_sets[self.selection])
+        for name, test_set in self.test_sets.items():
+            if name != self.selection:
+                shared, there = len(own & people_of(test_set)), len(people_of(test_set))
+                optimistic = ", so its figures are optimistic" if shared else ""
+                lines.append(f"people of {name} on whom best.pt is chosen: {shared} of {there}{optimistic}")
+        if self.selection == "lfw":
+            lines.append("best.pt is chosen on the people it is tested on (lfw): its figures will be optimistic")
+        if names_that_tell_nothing(self.people):
+            lines.append(
+                "The people trained on have numbers for names, so nobody can be left out of the tests for having been "
+                f"trained on: put VGGFace2's {IDENTITY_FILE} beside the photos."
+            )
+        return "\n".join(lines)
+
+
+def people_of(test_set: TestSet) -> set[str]:
+    """Everyone in the pairs of a test set."""
+    return {name for pair in test_set.pairs.people for name in pair}
 
 
 @dataclass

@@ -2,10 +2,13 @@
 
 import argparse
 import copy
+import csv
+import re
 from pathlib import Path
 
 import torch
 
+from config_mask import DEMO
 from Models.checkpoint import (
     BEFORE,
     as_written,
@@ -26,6 +29,8 @@ FIXED_KEYS = (
 STRAIGHTENER = "straightener."  # what its weights are called in the network's
 RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
 PROGRESS = {"epoch": int, "best_auc": float, "best_epoch": int}
+IDENTITY_FILE = "identity_meta.csv"  # VGGFace2's: Class_ID, Name, ...
+NUMBERED = re.compile(r"n[0-9]{6}")  # how VGGFace2 calls people
 
 
 def checkpoint_bytes(model: torch.nn.Module, optimizer_name: str) -> int:
@@ -42,12 +47,49 @@ def how_far(checkpoint: dict) -> tuple[int, int]:
 
 def people_seen(names: list[str], config: dict, checkpoint: dict | None = None) -> list[str]:
     """Everyone the weights will have been trained on: the index's ``names``, then the people of the checkpoint that is
-    gone on from, or of the one that ``init_from`` takes the weights of."""
+    gone on from, or of the one that ``init_from`` takes the weights of; and where VGGFace2's ``identity_meta.csv`` lies
+    beside the photos, the names of its numbers, as LFW has them."""
     before = checkpoint
     if before is None and config["init_from"]:
         before = load_checkpoint(config["init_from"])
         require(before, config["init_from"], "train_people")
-    return list(dict.fromkeys([*names, *(before["train_people"] if before else [])]))
+    people = [*names, *(before["train_people"] if before else [])]
+    real_names = identity_names(config)
+    return list(dict.fromkeys([*people, *(real_names[name] for name in people if name in real_names)]))
+
+
+def identity_names(config: dict) -> dict[str, str]:
+    """{'n000002': 'Fran_Drescher', ...} of VGGFace2's identity_meta.csv in or beside the folders of photos and faces;
+    {} where there is none. Raises DataError if it is something else."""
+    folders = [Path(config[key]) for key in ("raw_data_path", "train_data_path")]
+    places = [place / IDENTITY_FILE for folder in folders for place in (folder, folder.parent, folder.parent.parent)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return {}
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            rows = [row for row in csv.reader(file, skipinitialspace=True) if len(row) >= 2]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"Cannot read {path}: {error}") from error
+    if not rows or rows[0][:2] != ["Class_ID", "Name"]:
+        raise DataError(f"{path} is not VGGFace2's: its first columns must be Class_ID and Name. Move it away.")
+    return {number: name.strip().replace(" ", "_") for number, name, *_ in rows[1:]}
+
+
+def names_that_tell_nothing(people: list[str]) -> bool:
+    """True if everyone trained on is called by one of VGGFace2's numbers, which no test set knows."""
+    return all(NUMBERED.fullmatch(name) for name in people)
+
+
+def begin_best_anew(progress: dict, chosen_on: str) -> tuple[dict, str]:
+    """The progress of a run that goes on, and what to tell: AUCs of another selection test cannot be compared with.
+
+    ``chosen_on``: what best.pt is chosen on now (``fingerprint`` of Training/setup.py).
+    """
+    if progress.get("chosen_on", chosen_on) == chosen_on:
+        return progress | {"chosen_on": chosen_on}, ""
+    anew = {"best_auc": -1.0, "best_epoch": progress["epoch"], "chosen_on": chosen_on}
+    return progress | anew, "best.pt is chosen on other pairs or masks than before: the best begins anew."
 
 
 def resumed(args: argparse.Namespace) -> tuple[dict, dict]:
@@ -55,7 +97,13 @@ def resumed(args: argparse.Namespace) -> tuple[dict, dict]:
 
     Raises DataError if there is no such checkpoint, or it cannot go on with what the command line changes.
     """
-    path = args.resume or newest_checkpoint(config_from_args(args)["output_path"], "last.pt")
+    if args.recipe:
+        raise DataError(
+            f"--recipe {args.recipe} does not go with --resume: a run goes on with its own settings. To begin a new "
+            "one with its weights: --init_from PATH."
+        )
+    output = config_from_args(args, DEMO if args.demo else None)["output_path"]
+    path = args.resume or newest_checkpoint(output, "last.pt")
     if not path:
         raise DataError(
             "--resume: there is no last.pt yet. Start with the command of before, its --run_name too (a run that was "
@@ -65,6 +113,9 @@ def resumed(args: argparse.Namespace) -> tuple[dict, dict]:
     require(checkpoint, path, *RESUMED)
     config = config_from_args(args, checkpoint["config"])
     check_can_continue(checkpoint, config, path)
+    for key, was in plain_config({**config, **checkpoint["config"]}).items():
+        if getattr(args, key, None) is not None and plain_config(config)[key] != was:
+            print(f"note: the run goes on with {key} = {config[key]!r}; it was {was!r}")
     folder = Path(path).resolve().parent
     if args.output_path is None and folder.parent.name == "Model_training_checkpoints":
         config["output_path"] = str(folder.parents[1])  # where the checkpoint is now, should it have been moved
@@ -121,7 +172,9 @@ def restore(
         torch.set_rng_state(checkpoint["random_state"])
         if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])
-        return {key: kind(checkpoint["progress"][key]) for key, kind in PROGRESS.items()}
+        progress = checkpoint["progress"]
+        chosen_on = {"chosen_on": str(progress["chosen_on"])} if "chosen_on" in progress else {}
+        return {key: kind(progress[key]) for key, kind in PROGRESS.items()} | chosen_on
 
 
 def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:

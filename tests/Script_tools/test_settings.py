@@ -142,6 +142,30 @@ def test_changes_come_between_the_config_and_the_command_line():
     assert set(DEMO) <= set(config)
 
 
+@pytest.mark.parametrize(
+    ("given", "epochs", "triplets"),
+    [
+        ("", 20, 10_000),
+        ("--epochs 5", 5, 40_000),
+        ("--num_train_triplets 50000", 4, 50_000),
+        ("--epochs 5 --num_train_triplets 7", 5, 7),
+        ("--images 60000", 20, 1000),
+        ("--images 60000 --epochs 2 --num_train_triplets 5000", 4, 5000),
+    ],
+)
+def test_the_length_of_a_recipe_is_so_many_images(given, epochs, triplets):
+    final = settings("--recipe", "best", *given.split())
+    assert (final["epochs"], final["num_train_triplets"], final["images"]) == (epochs, triplets, None)
+
+
+def test_without_anything_to_learn_from_nothing_begins():
+    with pytest.raises(DataError, match="nothing to learn from"):
+        settings("--triplet_weight", "0", "--attention", "none")
+    with pytest.raises(DataError, match="nothing to learn from"):
+        settings("--triplet_weight", "0", "--attention_weight", "0")
+    settings("--triplet_weight", "0", "--attention", "none", "--teacher", "dlib")
+
+
 def test_the_unmasked_config_differs_in_two_paths():
     final, masked = settings("--config", "config_notmask"), settings()
     assert {key for key in final if final[key] != masked[key]} == {"train_data_path", "train_data_index"}

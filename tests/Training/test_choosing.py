@@ -1,0 +1,136 @@
+"""What best.pt is chosen on, who was trained on and how long a run is: one described thing, told and kept."""
+
+import numpy as np
+import pytest
+
+import train_maskV9
+from config_mask import RECIPES, config
+from Data_loader.triplets import read_index
+from Models.checkpoint import load_checkpoint
+from Script_tools.files import DataError
+from tests import tiny_training
+from tests.test_train_maskV9 import train
+from Training import setup as training_setup
+from Training.state import IDENTITY_FILE, begin_best_anew, identity_names, names_that_tell_nothing, people_seen
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setattr(training_setup, "build_network", tiny_training.tiny_network)
+
+
+def option(options, key):
+    return options[options.index(f"--{key}") + 1]
+
+
+def log_of(output, result):
+    return (output / "logs" / result["run"] / "train.log").read_text()
+
+
+def test_the_people_it_is_chosen_on_are_counted_and_told(drawn_options, tmp_path):
+    pairs = option(drawn_options, "LFW_pairs")
+    result = train(drawn_options, tmp_path, "--epochs", "1", "--select_pairs", pairs)
+    assert "people of lfw on whom best.pt is chosen: 8 of 8, so its figures are optimistic" in log_of(tmp_path, result)
+    result = train(drawn_options, tmp_path / "other", "--epochs", "1")
+    assert "chosen on the people it is tested on (lfw)" in log_of(tmp_path / "other", result)
+
+
+@pytest.mark.parametrize("kept", ["same", "one fold"])
+def test_pairs_that_cannot_be_scored_are_refused_before_the_first_epoch(drawn_options, tmp_path, kept, monkeypatch):
+    lines = open(option(drawn_options, "LFW_pairs"), encoding="utf-8").read().splitlines()
+    pairs = int(lines[0].split()[1])
+    same = [line for line in lines[1:] if len(line.split("\t")) == 3]
+    # all "different" pairs of one person too, or whole, but one fold only
+    few = [f"1\t{len(same)}", *same, *same] if kept == "same" else [f"1\t{pairs}", *lines[1 : 1 + 2 * pairs]]
+    (tmp_path / "few.txt").write_text("\n".join(few) + "\n")
+    monkeypatch.setattr(train_maskV9, "train_one_epoch", lambda *a, **k: pytest.fail("an epoch was trained"))
+    with pytest.raises(DataError):
+        train(drawn_options, tmp_path, "--select_pairs", str(tmp_path / "few.txt"))
+
+
+def test_what_was_learned_outlives_a_validation_that_fails(drawn_options, tmp_path, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("the disk of the test faces is gone")
+
+    whole = train(drawn_options, tmp_path / "whole", "--epochs", "1")
+    monkeypatch.setattr(train_maskV9, "evaluate", broken)
+    with pytest.raises(RuntimeError, match="is gone"):
+        train(drawn_options, tmp_path, "--epochs", "1", "--run_name", "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(training_setup, "build_network", tiny_training.tiny_network)
+    last = tmp_path / "Model_training_checkpoints" / "run" / "last.pt"
+    assert load_checkpoint(last)["position"]["batch"] > 0
+    monkeypatch.setattr(train_maskV9, "train_on_batch", lambda *a, **k: pytest.fail("a step was made twice"))
+    result = train(drawn_options, tmp_path, "--resume", str(last), "--epochs", "1")
+    figures = [load_checkpoint(r["checkpoints"] / "last.pt") for r in (whole, result)]
+    assert figures[0]["metrics"][0]["masked_auc"] == figures[1]["metrics"][0]["masked_auc"]
+    assert figures[0]["metrics"][0]["triplet_loss"] == figures[1]["metrics"][0]["triplet_loss"]
+
+
+def test_the_best_begins_anew_where_it_is_chosen_otherwise(drawn_options, tmp_path):
+    """An AUC on flat masks, or on other pairs, is no bar for one on others: best.pt was never written again."""
+    result = train(drawn_options, tmp_path, "--epochs", "1")
+    last = str(result["checkpoints"] / "last.pt")
+    with_flat = load_checkpoint(last)["progress"]
+    result = train(drawn_options, tmp_path, "--resume", last, "--epochs", "2", "--test_masks", "black")
+    assert "best.pt is chosen on other pairs or masks than before" in log_of(tmp_path, result)
+    again = load_checkpoint(last)["progress"]
+    assert again["best_epoch"] == 2 and again["chosen_on"] != with_flat["chosen_on"]
+    same = train(drawn_options, tmp_path, "--resume", last, "--epochs", "2", "--test_masks", "black")
+    assert log_of(tmp_path, same).count("the best begins anew") == 1
+    before = {"epoch": 3, "best_auc": 0.9, "best_epoch": 2}
+    assert begin_best_anew(before, "x") == ({**before, "chosen_on": "x"}, "")  # of a checkpoint of before
+
+
+def test_all_seeds_are_chosen_and_scored_on_the_same_faces(drawn_options, tmp_path):
+    progress = []
+    for seed in (0, 1):
+        result = train(drawn_options, tmp_path / str(seed), "--epochs", "1", "--seed", str(seed))
+        progress.append(load_checkpoint(result["checkpoints"] / "last.pt")["progress"]["chosen_on"])
+    assert progress[0] == progress[1]
+    result = train(drawn_options, tmp_path / "other", "--epochs", "1", "--test_seed", "1")
+    assert load_checkpoint(result["checkpoints"] / "last.pt")["progress"]["chosen_on"] != progress[0]
+
+
+def test_numbers_of_vggface2_are_people_by_its_table(tmp_path):
+    (tmp_path / "train").mkdir()
+    settings = config | {"raw_data_path": str(tmp_path / "train"), "train_data_path": str(tmp_path / "faces")}
+    assert identity_names(settings) == {} and names_that_tell_nothing(["n000001", "n000002"])
+    assert not names_that_tell_nothing(["n000001", "Ann"])
+    table = tmp_path / IDENTITY_FILE
+    table.write_text(
+        'Class_ID, Name, Sample_Num, Flag, Gender\nn000002, "Ann_Veneman", 315, 1, f\nn000003, B C,1,1,m\n'
+    )
+    assert identity_names(settings) == {"n000002": "Ann_Veneman", "n000003": "B_C"}
+    assert people_seen(["n000001", "n000002"], settings) == ["n000001", "n000002", "Ann_Veneman"]
+    table.write_text("id,what\n1,2\n")
+    with pytest.raises(DataError, match="is not VGGFace2's"):
+        identity_names(settings)
+
+
+def test_names_of_train_people_that_nobody_has_are_told(drawn_options, tmp_path, capsys):
+    index = option(drawn_options, "train_data_index")
+    names = read_index(index).names
+    assert read_index(index, [*names[:3], "Nobody", "Ann "]).names == names[:3]
+    assert "2 of the 5 names of train_people are not in" in capsys.readouterr().out
+    read_index(index, names)
+    assert not capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_tells_what_is_changed_and_takes_no_recipe(drawn_options, tmp_path, capsys):
+    result = train(drawn_options, tmp_path, "--epochs", "1")
+    last = str(result["checkpoints"] / "last.pt")
+    capsys.readouterr()
+    train_maskV9.main(["--resume", last, "--epochs", "2", "--margin", "0.25"])
+    out = capsys.readouterr().out
+    assert "goes on with margin = 0.25; it was 0.5" in out and "goes on with epochs = 2; it was 1" in out
+    assert out.count("goes on with ") == 2
+    with pytest.raises(DataError, match="--recipe best does not go with --resume"):
+        train_maskV9.main(["--resume", last, "--recipe", "best"])
+
+
+def test_recipes_have_a_length():
+    """`--recipe best` inherited the recipe's 57 million images: 4,200 passes over a small set."""
+    for name in ("best", "best_on", "best_on_unblended", "trunks"):
+        assert 1e5 <= RECIPES[name]["images"] <= 1e6 and RECIPES[name]["epochs"] < 50, name
+    assert np.prod([config["epochs"], config["num_train_triplets"], 3]) == 57_000_000
