@@ -2,10 +2,10 @@
 
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ from Data_preprocessing.pairs_file import Pairs, Photo, read_pairs
 from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of
 from Data_preprocessing.photo_images import NO_MASKED_FACE, AlignmentSettings
 from Script_tools.chip_geometry import PADDING
-from Script_tools.files import DataError
-from Script_tools.run_lock import BusyError
+from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.run_lock import when_free
 from Script_tools.workers import usable_processors
 
 MISSING, UNREADABLE, NO_FACE, TRAINED_ON = "missing photo", "unreadable photo", "no face found", "person trained on"
@@ -32,8 +32,8 @@ SUITES = {  # how the masked test faces are made: fields of AlignmentSettings
     "realigned": {"mask_kinds": ALL_KINDS, "realign": True},  # drawn on the photos; found and aligned behind them
     "as_is": {"mask_kinds": (), "chain": "any"},  # the photos show real masks: none is drawn, none is left out
 }
+OWNER = "photos.txt"  # in a cache: the path of its photos
 UNDRAWN = ("as_is", "found", "wide")  # folders of faces that no mask is drawn on: the masked ones are the same files
-WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at a cache that another run is writing, and until it is refused
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,10 @@ def prepare_pairs(
         settings = AlignmentSettings(
             Path(data_path), outputs, image_size, seed, predictor_path, check_content=True, **cut
         )
+        with file_errors(outputs.manifest):
+            claim(outputs, data_path)
         desc = f"test faces of {Path(data_path).name}"
-        _when_free(lambda: process_photos(settings, photos.values(), workers or usable_processors(), desc))
+        when_free(lambda: process_photos(settings, photos.values(), workers or usable_processors(), desc), desc)
         manifest = read_manifest(outputs.manifest)
     else:
         manifest = read_manifest(outputs.manifest) if outputs.manifest.is_file() else {}
@@ -137,23 +139,6 @@ def prepare_pairs(
             raise DataError(_nothing_found(data_path, pairs_path))
         print(f"note: {data_path} has no photo of {pairs_path}: using the faces aligned before, in {outputs.face_mask}")
     return _usable_pairs(pairs, photos, manifest, outputs, pairs_path)
-
-
-def _when_free(action: Callable[[], object]) -> None:
-    """Do it once no other run holds the cache. Raises BusyError, which says what to do, after PATIENCE."""
-    started = time.monotonic()
-    told = False
-    while True:
-        try:
-            action()
-            return
-        except BusyError as error:
-            if time.monotonic() - started > PATIENCE:
-                raise
-            if not told:
-                print(f"note: waiting for the test faces. {error}", flush=True)
-                told = True
-            time.sleep(WAIT)
 
 
 def cache_folders(
@@ -165,11 +150,35 @@ def cache_folders(
     padding: float = PADDING,
     detector: str = "dlib",
 ) -> OutputFolders:
-    """Where the aligned faces of a photo folder are kept; ``suite`` is a key of SUITES, or another word."""
-    name = f"{Path(data_path).name}-{image_size}px-seed{seed}" + (f"-{suite}" if suite != "flat" else "")
+    """Where the aligned faces of a photo folder are kept; ``suite`` is a key of SUITES, or another word.
+
+    Two photo folders of one name have each their own: the second's has a part of its path's hash behind its name. A
+    cache whose photos are no longer where they were, moved with it from another machine say, is anybody's.
+    """
+    name = f"{Path(os.path.abspath(data_path)).name}-{image_size}px-seed{seed}"
+    name += f"-{suite}" if suite != "flat" else ""
     name += (f"-padding{padding:g}" if padding != PADDING else "") + (f"-{detector}" if detector != "dlib" else "")
-    outputs = output_folders(Path(cache_path) / name, "test")
+    folder, here = Path(cache_path) / name, os.path.realpath(data_path)
+    there = owner_of(folder)
+    if there not in (None, here) and os.path.isdir(there) and os.path.isdir(here):
+        folder = folder.with_name(f"{name}-{blake2b(os.fsencode(here), digest_size=4).hexdigest()}")
+    outputs = output_folders(folder, "test")
     return outputs._replace(face_mask=outputs.face_notmask) if suite in UNDRAWN else outputs
+
+
+def owner_of(folder: Path) -> str | None:
+    """Of which photo folder a cache's faces are; None where it does not say."""
+    try:
+        return os.fsdecode((folder / OWNER).read_bytes())
+    except OSError:
+        return None
+
+
+def claim(outputs: OutputFolders, data_path: str | Path) -> None:
+    """Write down of which photo folder a cache's faces are."""
+    folder, here = outputs.manifest.parent, os.path.realpath(data_path)
+    if owner_of(folder) != here:
+        write_whole(folder / OWNER, os.fsencode(here))
 
 
 def find_photos(wanted: Iterable[Photo], files_of: Callable[[str], Iterable[str]]) -> dict[Photo, str]:

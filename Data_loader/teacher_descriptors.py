@@ -26,7 +26,7 @@ from Models.dlib_face_network import CHIP_SIZE, DIMENSIONS
 from Models.face_trunks import FaceTrunks
 from Script_tools.chip_geometry import PADDING, chip_share
 from Script_tools.files import DataError, check_space, file_errors, write_whole
-from Script_tools.run_lock import locked
+from Script_tools.run_lock import locked, when_free
 from Script_tools.workers import map_chunks, usable_processors
 
 NAMES = {"dlib": "dlib", "sface": "SFace"}
@@ -87,7 +87,8 @@ def face_descriptors(
 
     Raises:
         DataError: faces are missing or broken (after all the others were computed; it names the first five), the
-            network's file is missing, another run is writing the cache, a worker died, or nothing can be written.
+            network's file is missing, another run has been writing the cache for an hour, a worker died, or nothing
+            can be written.
     """
     folder, cache_path = Path(folder), Path(cache_path)
     keys, stats = face_keys(faces), file_stats(faces, folder)
@@ -97,9 +98,14 @@ def face_descriptors(
         current, _ = compare(records, rows, stats)
     if not current.all():
         needed = RECORD.itemsize * int((~current).sum())
-        with file_errors(cache_path, lambda: needed), locked(cache_path.with_suffix(".lock")):
-            check_space(needed, cache_path.parent)
-            problems = add_missing(faces, keys, stats, folder, cache_path, workers, compute, network, padding)
+
+        def fill() -> list[str]:
+            with locked(cache_path.with_suffix(".lock")):
+                check_space(needed, cache_path.parent)
+                return add_missing(faces, keys, stats, folder, cache_path, workers, compute, network, padding)
+
+        with file_errors(cache_path, lambda: needed):
+            problems = when_free(fill, f"{NAMES[network]}'s descriptors")
             records = read_cache(cache_path, network)
         if problems:
             raise DataError(

@@ -1,6 +1,7 @@
 """Photos -> aligned faces, masked faces and attention targets, by any number of workers; can be stopped any time."""
 
 import itertools
+import json
 import os
 import re
 import time
@@ -30,7 +31,7 @@ from Data_preprocessing.mask_drawing import check_kinds
 from Data_preprocessing.photo_files import decode_photo, photos_of, write_jpeg
 from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, AlignmentSettings, align_and_mask
 from Script_tools.chip_geometry import PADDING
-from Script_tools.files import DataError, check_space, file_errors
+from Script_tools.files import DataError, check_space, file_errors, write_whole
 from Script_tools.run_lock import locked
 from Script_tools.workers import map_chunks
 
@@ -134,8 +135,8 @@ def process_photos(
         total: how many photos an iterator gives, for the bar. whole: of a shard's run, the final manifest.
 
     Returns how many of the photos are ok, no_face and unreadable, those done before included. Raises DataError if the
-    outputs were made with other settings, another run is writing them, the landmark model is missing, a worker died, or
-    nothing can be written.
+    outputs were made with other settings (a cache is made anew then), another run is writing them, the landmark model
+    is missing, a worker died, or nothing can be written.
     """
     if settings.mask_kinds:
         check_kinds(settings.mask_kinds)
@@ -156,7 +157,8 @@ def process_photos(
         locked(manifest.with_suffix(".lock"), rivals),
         tqdm(total=total, desc=desc, unit="photo") as bar,
     ):
-        done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings))
+        same = total == 0 or made_alike(whole or manifest, settings)
+        done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings) if same else {})
         check_space(needed(), settings.outputs.face_mask.parent)
         tasks = todo(photos, done, settings, summary, bar)
         work = partial(process_chunk, settings=settings)
@@ -176,6 +178,40 @@ def process_photos(
         journal.unlink(missing_ok=True)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def made_alike(manifest: Path, settings: AlignmentSettings) -> bool:
+    """True if the faces of a manifest, where there are any, were made as this run makes them; it is written down
+    beside it. False for a cache made otherwise.
+
+    Raises DataError for others made otherwise, for nothing is overwritten unasked.
+    """
+    path, journal, now = manifest.with_suffix(".json"), manifest.with_suffix(".journal"), settings.how()
+    shards = shard_files(manifest), shard_files(manifest, ".journal")
+    if not any(part.exists() for part in (manifest, journal, *itertools.chain(*shards))):
+        path.unlink(missing_ok=True)  # what it tells of is gone
+    try:
+        was = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # nothing was made yet, or before this was written down
+        was = {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): remove it, if the faces were made as asked now") from error
+    # a machine without dlib has no landmark model, and makes nothing
+    now = {key: was.get(key) if value is None else value for key, value in now.items()}
+    other = [key for key, value in now.items() if was.get(key, value) != value]
+    if other and not settings.check_content:
+        raise DataError(
+            f"{manifest} was made with {', '.join(f'{key} {was[key]}' for key in other)}; this run would make it with "
+            f"{', '.join(f'{key} {now[key]}' for key in other)}. Give another --out_dir, or remove the manifest and "
+            f"{path.name} to make all images again."
+        )
+    if other:
+        print(f"note: {manifest.parent} was made with another {', '.join(other)}: it is made anew")
+        for rows in (manifest, journal):
+            rows.unlink(missing_ok=True)
+    if was != now:
+        write_whole(path, json.dumps(now, indent=1) + "\n")
+    return not other
 
 
 def read_done(files: Iterable[Path], settings: AlignmentSettings) -> dict[str, Done]:

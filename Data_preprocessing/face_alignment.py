@@ -3,6 +3,8 @@
 dlib is imported when an aligner is made; its landmarks are needed with either detector.
 """
 
+import os
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -84,6 +86,16 @@ def find_model(path: str | Path, what: str = "landmark model") -> Path:
     Raises DataError, naming the download and the place to put it, if there is neither.
     """
     return find_dlib_model(path, MODEL_NAMES[what], what)
+
+
+@lru_cache(maxsize=8)
+def model_mark(path: str | Path) -> str | None:
+    """Which landmark model it is, by its size and its beginning; None where there is none."""
+    try:
+        with open(find_model(path), "rb") as file:
+            return f"{zlib.crc32(file.read(2**20)):08x}-{os.fstat(file.fileno()).st_size}"
+    except DataError:
+        return None
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from Data_preprocessing.mask_geometry import MaskShape, face_outline, flat_mask_
 from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, draw_worn, subpixel, worn_shape
 from Script_tools.files import DataError
 
+DRAWING = 1  # to be raised with every change of what is drawn: cached test faces are made anew then
 # RGB, roughly the masks one meets in the street
 MASK_COLOURS: dict[str, Colour] = {
     "white": (240, 240, 240),

@@ -5,9 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data_preprocessing.face_alignment import FaceAligner
+from Data_preprocessing.face_alignment import FaceAligner, model_mark
 from Data_preprocessing.manifest import ManifestRow, OutputFolders
-from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
+from Data_preprocessing.mask_drawing import (
+    DRAWING,
+    MaskChoice,
+    choose_mask,
+    draw_attention_target,
+    draw_mask,
+    white_box,
+)
 from Script_tools.chip_geometry import PADDING
 
 NO_FACE, NO_MASKED_FACE = "the detector finds no face", "masked face not found"  # a row's reasons
@@ -36,6 +43,17 @@ class AlignmentSettings(NamedTuple):
     def mask(self, source: str) -> MaskChoice | None:
         """The mask of the photo 'person/file'; None where no mask is drawn."""
         return choose_mask(self.seed, source, self.mask_kinds) if self.mask_kinds else None
+
+    def how(self) -> dict[str, str | float | bool | None]:
+        """What is not in every row of the manifest, in plain types."""
+        return {
+            "detector": self.detector,
+            "padding": self.padding,
+            "chain": self.chain,
+            "realign": self.realign,
+            "drawing": DRAWING,
+            "landmark_model": model_mark(self.predictor_path),
+        }
 
 
 def align_and_mask(

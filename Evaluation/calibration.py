@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import config as default_config
 from Data_loader.Data_loader_facenet_mask import face_loader
-from Data_loader.lfw_pairs import SUITES, cache_folders
+from Data_loader.lfw_pairs import SUITES, cache_folders, claim
 from Data_preprocessing.align_photos import process_photos
 from Data_preprocessing.manifest import OutputFolders, read_manifest
 from Data_preprocessing.photo_files import person_folders, photos_of
@@ -276,6 +276,7 @@ def align(
     how = {"padding": config["padding"], "detector": config["detector"], **how}
     cut = how["padding"], how["detector"]
     outputs = cache_folders(data_path, config["cache_path"], config["image_size"], config["test_seed"], suite, *cut)
+    claim(outputs, data_path)
     settings = AlignmentSettings(
         data_path,
         outputs,

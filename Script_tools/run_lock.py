@@ -1,16 +1,37 @@
 """The lock of a run that writes files which no second run may write at the same time."""
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from Script_tools.files import DataError, remove_stale, temporary_name
 from Script_tools.processes import Process, this_process
 
+WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at what another run is writing, and until it is refused
+T = TypeVar("T")
+
 
 class BusyError(DataError):
     """Another run is writing the same files."""
+
+
+def when_free(action: Callable[[], T], what: str) -> T:
+    """Do it, and return what it gives, once no other run holds the lock that it takes: several runs started together
+    wait for the one that makes ``what`` they all need. Raises BusyError, which says what to do, after PATIENCE."""
+    started, told = time.monotonic(), False
+    while True:
+        try:
+            return action()
+        except BusyError as error:
+            if time.monotonic() - started > PATIENCE:
+                raise
+            if not told:
+                print(f"note: waiting for {what}. {error}", flush=True)
+                told = True
+            time.sleep(WAIT)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from Data_preprocessing.photo_files import person_folders, photos_of
 from Models.checkpoint import load_checkpoint, save_checkpoint
 from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, read_names, write_whole
+from Script_tools.run_lock import when_free
 from Script_tools.script import ScriptParser, run_script
 
 SELECT_PEOPLE, SELECT_FOLDS, SELECT_PAIRS = 250, 5, 120  # pairs: of one person a fold, and as many of two
@@ -73,7 +74,8 @@ def prepare(
     name = "faces" if usual else f"faces_{image_size}_{padding:g}_{detector}"
     faces = output_folders(work / name, "photos")
     options = [part for key, value in cut.items() for part in (f"--{key}", str(value))]
-    Image_processing.main(["--data_path", str(photos), "--out_dir", str(work / name), *options])
+    command = ["--data_path", str(photos), "--out_dir", str(work / name), *options]
+    when_free(lambda: Image_processing.main(command), "the training faces")
     index = faces.face_mask.with_suffix(".csv")
     if not index.exists():
         Make_csv_file_mask.main(["--data_path", str(faces.face_mask), "--csv_path", str(index)])

@@ -16,11 +16,11 @@ from PIL import Image
 
 from config_mask import config as defaults
 from Data_loader import Data_loader_facenet_mask as loaders
-from Data_loader import lfw_pairs
 from Data_loader.lfw_pairs import prepare_pairs
 from Data_preprocessing import Image_processing, Kill_img, Make_csv_file_mask, create_pairs
 from Data_preprocessing import align_photos as step
 from Data_preprocessing.manifest import read_manifest
+from Script_tools import run_lock
 from Script_tools.files import DataError, remove_stale, temporary_name, write_whole
 from Script_tools.processes import Process, this_process
 from Script_tools.run_lock import BusyError, locked
@@ -146,12 +146,12 @@ def test_the_face_cache_waits_for_another_run(tmp_path, no_dlib, monkeypatch, ca
     lock = tmp_path / "cache" / f"lfw-{SIZE}px-seed0" / "test_manifest.lock"
     lock.parent.mkdir(parents=True)
     lock.write_text(lock_text())
-    monkeypatch.setattr(lfw_pairs, "WAIT", 0.05)
-    monkeypatch.setattr(lfw_pairs, "PATIENCE", 0.2)
+    monkeypatch.setattr(run_lock, "WAIT", 0.05)
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
     with pytest.raises(BusyError, match=f"Wait for it; .* remove {lock}"):
         prepare()
     assert capsys.readouterr().out.count("waiting for the test faces") == 1
-    monkeypatch.setattr(lfw_pairs, "PATIENCE", 20)
+    monkeypatch.setattr(run_lock, "PATIENCE", 20)
     threading.Timer(0.2, lock.unlink).start()
     assert len(prepare().index) == 2
     assert "waiting for the test faces" in capsys.readouterr().out

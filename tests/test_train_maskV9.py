@@ -155,7 +155,7 @@ def test_validate_draws_the_masks_of_another_seed_when_asked(two_epochs, drawn, 
     output, _ = two_epochs
     command = ["--output_path", str(output), "--data_path", str(drawn / "test"), "--cache_path", str(tmp_path),
                "--pairs_path", str(drawn / "test_pairs.txt"), "--num_workers", "0", "--device", "cpu"]  # fmt: skip
-    own, other = (validate_on_LFW.main([*command, *more])["protocols"] for more in ((), ("--seed", "5")))
+    own, other = (validate_on_LFW.main([*command, *more])["protocols"] for more in ((), ("--test_seed", "5")))
     assert own["unmasked"] == other["unmasked"] and own["masked"]["auc"] != other["masked"]["auc"]
 
 

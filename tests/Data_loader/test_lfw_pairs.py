@@ -1,5 +1,6 @@
 """Pairs files, the cache of test faces, and what is left out and why. dlib is only used on the real photographs."""
 
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -240,6 +241,25 @@ def test_each_photo_of_the_pairs_is_aligned_once_into_its_own_cache(config, call
     assert pairs.face_mask == tmp_path / "cache" / "photos-64px-seed0" / "test_face_mask"
     other = prepare(config, image_size=80, seed=3)
     assert other.face_mask == tmp_path / "cache" / "photos-80px-seed3" / "test_face_mask"
+
+
+def test_two_folders_of_one_name_do_not_share_a_cache(config, calls, tmp_path):
+    """Preparing one `photos` replaced the faces of another `photos`."""
+    first = prepare(config).face_notmask
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "photos", tmp_path / "other" / "photos")
+    other = {**config, "LFW_data_path": str(tmp_path / "other" / "photos")}
+    second = prepare(other).face_notmask
+    assert first != second and first.parent.name == "photos-64px-seed0"
+    assert second.parent.name.startswith("photos-64px-seed0-")
+    assert (prepare(config).face_notmask, prepare(other).face_notmask) == (first, second)
+    shutil.move(tmp_path / "photos", tmp_path / "elsewhere")  # a cache whose photos are gone is anybody's
+    assert prepare(other).face_notmask == first
+
+
+def test_the_current_folder_has_a_name(config, calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "photos")
+    assert prepare(config, LFW_data_path=".").face_notmask.parent.name == "photos-64px-seed0"
 
 
 def test_each_suite_has_its_own_cache_and_tells_how_masks_are_made(config, calls, tmp_path):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from functools import partial
@@ -22,7 +23,7 @@ from Data_preprocessing.photo_files import decode_photo, iter_photos, read_photo
 from Losses.Teacher_loss import teacher_loss
 from Models import dlib_face_network
 from Models.dlib_face_network import find_network
-from Script_tools import files
+from Script_tools import files, run_lock
 from Script_tools.files import DataError
 from Script_tools.processes import this_process
 from Script_tools.run_lock import BusyError
@@ -226,11 +227,19 @@ def test_a_face_that_broke_after_it_was_cached_is_not_answered_from_the_cache(tm
         describe(tmp_path, faces, forbidden)
 
 
-def test_a_second_run_is_refused_while_the_first_writes(tmp_path, faces):
-    (tmp_path / "set_dlib.lock").write_text("{} {} {}".format(*this_process()))
+def test_a_second_run_waits_while_the_first_writes(tmp_path, faces, monkeypatch, capsys):
+    """Of four seeds started together three died."""
+    lock = tmp_path / "set_dlib.lock"
+    lock.write_text("{} {} {}".format(*this_process()))
+    monkeypatch.setattr(run_lock, "WAIT", 0.05)
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
     with pytest.raises(BusyError, match="Another run"):
         describe(tmp_path, faces, forbidden)
     assert not (tmp_path / "set_dlib.bin").exists()
+    monkeypatch.setattr(run_lock, "PATIENCE", 20)
+    threading.Timer(0.3, lock.unlink).start()
+    assert len(describe(tmp_path, faces)) == len(faces)
+    assert "waiting for dlib's descriptors" in capsys.readouterr().out
 
 
 def test_a_foreign_file_is_not_overwritten(tmp_path, faces):

@@ -157,7 +157,7 @@ def test_manifest_and_images(drawn, once):
     assert {rows[source].status for source in rows if "black" in source} == {"no_face"}
     assert {rows[source].status for source in rows if "broken" in source} == {"unreadable"}
     assert sorted(path.name for path in once.iterdir()) == sorted(
-        [f"set_{name}" for name in FOLDERS] + ["set_manifest.csv"]
+        [f"set_{name}" for name in FOLDERS] + ["set_manifest.csv", "set_manifest.json"]
     )
 
 
@@ -289,7 +289,7 @@ def test_photos_as_they_are_get_no_mask(tmp_path, monkeypatch):
     assert (target[..., 0] > 127).sum() > (masked > 127).sum()  # nothing of the face is hidden
     aligner.calls.clear()
     assert engine(data, tmp_path, mask_kinds=(), chain="any")[0] == counts and not aligner.calls
-    with pytest.raises(DataError, match=r"mask none .* mask flat"):
+    with pytest.raises(DataError, match="made with chain any; .* make it with chain hog"):
         engine(data, tmp_path)
 
 
@@ -498,6 +498,32 @@ def test_other_settings_are_refused_and_both_named(tmp_path, no_dlib, monkeypatc
     with pytest.raises(DataError, match=r"mask flat .* mask cloth"):
         process_photos(AlignmentSettings(data, output_folders(out, "set"), SIZE, 0, "", mask_kinds=("cloth",)), [])
     assert tree(out) == before
+
+
+OTHERWISE = [("detector", "dlib", "yunet"), ("padding", 0.25, 0.5), ("drawing", 1, 2), ("landmark_model", None, "x-1")]
+
+
+@pytest.mark.parametrize(("key", "was", "now"), OTHERWISE)
+def test_faces_made_otherwise_are_refused_and_a_cache_is_made_anew(key, was, now, tmp_path, no_dlib, monkeypatch):
+    """Size, seed and colour stand in each row; the rest went unseen: old faces were kept, and scored."""
+    data, how, marks = make_photos(tmp_path / "set"), AlignmentSettings.how, ["a-1", now]
+    monkeypatch.setattr(AlignmentSettings, "how", lambda self: {**how(self), "landmark_model": "a-1"})
+    for folder in ("cache", "out"):
+        outputs = engine(data, tmp_path / folder, check_content=folder == "cache")[1]
+    before = tree(tmp_path / "out")
+    monkeypatch.setattr(AlignmentSettings, "how", lambda self: {**how(self), "landmark_model": marks[0], key: now})
+    with pytest.raises(DataError, match=f"was made with {key} .*would make it with {key} {now}.*another --out_dir"):
+        engine(data, tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+    face = next((tmp_path / "cache").rglob("*_face_mask/*/*.jpg"))
+    face.write_bytes(b"an old face")
+    assert engine(data, tmp_path / "cache", check_content=True)[0]["ok"] == 12
+    assert face.read_bytes() != b"an old face"
+    face.write_bytes(b"a face of this run")
+    engine(data, tmp_path / "cache", check_content=True)
+    assert face.read_bytes() == b"a face of this run"
+    outputs.manifest.unlink()  # all images anew, as the message says
+    assert engine(data, tmp_path / "out")[0]["ok"] == 12
 
 
 def test_people_are_chosen_and_the_others_rows_stay(tmp_path, no_dlib, capsys):
