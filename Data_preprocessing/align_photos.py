@@ -157,9 +157,11 @@ def process_photos(
         locked(manifest.with_suffix(".lock"), rivals),
         tqdm(total=total, desc=desc, unit="photo") as bar,
     ):
-        same = total == 0 or made_alike(whole or manifest, settings)
+        same, how = (True, None) if total == 0 else made_alike(whole or manifest, settings)
         done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings) if same else {})
         check_space(needed(), settings.outputs.face_mask.parent)
+        if how:
+            write_whole((whole or manifest).with_suffix(".json"), how)
         tasks = todo(photos, done, settings, summary, bar)
         work = partial(process_chunk, settings=settings)
         with closing(map_chunks(work, tasks, CHUNK, workers, "aligned photos")) as chunks, open(journal, "ab") as file:
@@ -180,9 +182,9 @@ def process_photos(
     return summary
 
 
-def made_alike(manifest: Path, settings: AlignmentSettings) -> bool:
-    """True if the faces of a manifest, where there are any, were made as this run makes them; it is written down
-    beside it. False for a cache made otherwise.
+def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str | None]:
+    """True if the faces of a manifest, where there are any, were made as this run makes them, by what is written down
+    beside it; False for a cache made otherwise. And what is to be written there, unless it stands there.
 
     Raises DataError for others made otherwise, for nothing is overwritten unasked.
     """
@@ -209,9 +211,7 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> bool:
         print(f"note: {manifest.parent} was made with another {', '.join(other)}: it is made anew")
         for rows in (manifest, journal):
             rows.unlink(missing_ok=True)
-    if was != now:
-        write_whole(path, json.dumps(now, indent=1) + "\n")
-    return not other
+    return not other, None if was == now else json.dumps(now, indent=1) + "\n"
 
 
 def read_done(files: Iterable[Path], settings: AlignmentSettings) -> dict[str, Done]:

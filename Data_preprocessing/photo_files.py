@@ -231,9 +231,8 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 return np.asarray(image.convert("RGB")).copy()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(
-            f"{name} has more than the {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels that are read: make it smaller"
-        ) from None
+        most = f"more than the {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels that are read: make it smaller"
+        raise DataError(f"{name} has {most}") from DataError(most)
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"{name} is not a readable photo ({type(error).__name__}: {error})") from error
 

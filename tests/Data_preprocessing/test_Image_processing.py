@@ -289,7 +289,7 @@ def test_photos_as_they_are_get_no_mask(tmp_path, monkeypatch):
     assert (target[..., 0] > 127).sum() > (masked > 127).sum()  # nothing of the face is hidden
     aligner.calls.clear()
     assert engine(data, tmp_path, mask_kinds=(), chain="any")[0] == counts and not aligner.calls
-    with pytest.raises(DataError, match="made with chain any; .* make it with chain hog"):
+    with pytest.raises(DataError, match=r"made with chain any; .* make it with chain hog"):
         engine(data, tmp_path)
 
 
