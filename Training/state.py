@@ -134,8 +134,16 @@ def training_state(
     """Everything a run needs to go on, in tensors and plain types.
 
     ``position``: where it is within an epoch (saved_position of Training/interruption.py); None: after one.
+
+    Raises DataError if weights are not finite: the checkpoint of before is worth more.
     """
     weights = model.state_dict()
+    broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise DataError(
+            f"The weights are no longer finite ({len(broken)} of {len(weights)} tensors, such as {broken[0]}): nothing "
+            "is saved. Go on from the checkpoint of before with a lower learning_rate_schedule, or precision = float32."
+        )
     straightener = {
         key.removeprefix(STRAIGHTENER): weights.pop(key) for key in list(weights) if key.startswith(STRAIGHTENER)
     }

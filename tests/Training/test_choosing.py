@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import train_maskV9
 from config_mask import RECIPES, config
@@ -127,6 +128,25 @@ def test_a_run_that_goes_on_tells_what_is_changed_and_takes_no_recipe(drawn_opti
     assert out.count("goes on with ") == 2
     with pytest.raises(DataError, match="--recipe best does not go with --resume"):
         train_maskV9.main(["--resume", last, "--recipe", "best"])
+
+
+def test_weights_that_are_not_finite_are_not_saved(drawn_options, tmp_path, monkeypatch):
+    """Only the loss was looked at: a step that made NaN of the weights went into last.pt."""
+    result = train(drawn_options, tmp_path, "--epochs", "1")
+    last, step = result["checkpoints"] / "last.pt", train_maskV9.train_on_batch
+
+    def broken(learner, *args):
+        step(learner, *args)
+        with torch.no_grad():
+            next(iter(learner.network.parameters()))[0] = float("nan")
+
+    before = last.read_bytes()
+    monkeypatch.setattr(train_maskV9, "train_on_batch", broken)
+    monkeypatch.setattr(train_maskV9, "evaluate", lambda *a: pytest.fail("it was validated"))
+    more = ("--resume", str(last), "--epochs", "2", "--num_train_triplets", "8")
+    with pytest.raises(DataError, match=r"weights are no longer finite .* trunk\.0\.weight"):
+        train_maskV9.main(list(more))
+    assert last.read_bytes() == before
 
 
 def test_recipes_have_a_length():
