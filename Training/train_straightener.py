@@ -139,7 +139,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--photos", type=int, default=20_000, metavar="N", help="at most so many of them (default: %(default)s)"
     )
-    parser.add_argument("--images", type=int, default=200_000, metavar="N", help="faces to see (default: %(default)s)")
+    parser.add_argument("--faces", type=int, default=200_000, metavar="N", help="faces to see (default: %(default)s)")
     parser.add_argument("--output", metavar="PATH", help="the checkpoint to write (default: back into the same file)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
     add_config_arguments(parser)
@@ -150,8 +150,8 @@ def main(argv=None) -> dict:
     """Run the script; returns what ``measure`` does."""
     args = parse_args(argv)
     config = config_from_args(args)
-    if args.images < BATCH:
-        raise DataError(f"--images {args.images}: must be {BATCH} or more")
+    if args.faces < BATCH:
+        raise DataError(f"--faces {args.faces}: must be {BATCH} or more")
     path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, "train_people")
@@ -162,8 +162,8 @@ def main(argv=None) -> dict:
     size = round(faces["image_size"] * chip_share(faces["padding"]))
     config |= {"detector": faces["detector"]}
     dataset, rows, kept = wide_faces(data_path, people, args.photos, size, config)
-    network = train(dataset, rows, args.images, config, device)
-    figures = measure(network, loader(dataset, kept, MEASURED, config, first=args.images), device)
+    network = train(dataset, rows, args.faces, config, device)
+    figures = measure(network, loader(dataset, kept, MEASURED, config, first=args.faces), device)
     for name, (before, after) in figures.items():
         print(f"{name:<9} moved by {before:.2f}, after straightening {after:.2f}")
     state = {key: value for key, value in checkpoint.items() if key not in ("thresholds", "mask_head")}

@@ -2,7 +2,7 @@
 the attention target; masks.png, every kind of mask; compare.png, what compare.py shows of two photos of one person.
 
 The people are drawn, so that no photograph of anybody is published. The README's ROC picture is the demo's:
-python train_maskV9.py --demo && python validate_on_LFW.py --picture docs/pictures/roc.png
+python train_maskV9.py --demo && python validate_on_LFW.py --output_path Datasets_demo --picture docs/pictures/roc.png
 """
 
 import argparse

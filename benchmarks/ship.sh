@@ -18,7 +18,7 @@ if [ ! -f "$work/straight.pt" ]; then
     [ -f "$runs/begin/last.pt" ] || "$python" train_maskV9.py --recipe trunks "${options[@]}" --run_name begin \
         --epochs 1 --train_batch_size 4 --num_train_triplets 4 --learning_rate_schedule "[(0, 1e-12)]"
     "$python" Training/train_straightener.py --checkpoint "$runs/begin/last.pt" --data_path "$work/photos" \
-        --images "${STRAIGHTENER_IMAGES:-200000}" --cache_path "$work/cache" --precision bfloat16 --output "$work/straight.pt"
+        --faces "${STRAIGHTENER_FACES:-200000}" --cache_path "$work/cache" --precision bfloat16 --output "$work/straight.pt"
 fi
 
 # 134,000 images: a minute and a half on an H200 with 16 cores, once cuDNN has chosen its algorithms

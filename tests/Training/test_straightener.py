@@ -171,7 +171,7 @@ def options(drawn_options, drawn, checkpoint_path, tmp_path):
 
 def test_the_script_adds_a_straightener_and_drops_what_no_longer_holds(options, checkpoint_path, tmp_path, capsys):
     before = load_checkpoint(checkpoint_path)
-    train_straightener.main(["--images", "128", *options])
+    train_straightener.main(["--faces", "128", *options])
     found = load_checkpoint(checkpoint_path)
     assert "thresholds" not in found and "mask_head" not in found and "thresholds" in before
     assert all(torch.equal(value, before["model"][key]) for key, value in found["model"].items())
@@ -194,7 +194,7 @@ def test_the_script_adds_a_straightener_and_drops_what_no_longer_holds(options, 
 
 def test_what_the_script_refuses(options, checkpoint_path, drawn, monkeypatch):
     for more, message in (
-        (["--images", "10"], "must be 64 or more"),
+        (["--faces", "10"], "must be 64 or more"),
         (["--data_path", str(drawn / "test")], "no photos of the 6 people"),
         (["--photos", "1"], "of 1 people were found in 1 photos"),
     ):
