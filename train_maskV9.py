@@ -37,10 +37,8 @@ from Training.step import Objective, batch_loss, find_hard, judge, on_device, pa
 
 def main(argv=None) -> dict | None:
     args = parse_args(argv)
-    if args.resume is None:
-        config, checkpoint = config_from_args(args, DEMO if args.demo else None), None
-    else:
-        config, checkpoint = resumed(args)
+    changes = DEMO if args.demo else None
+    config, checkpoint = resumed(args, changes) if args.resume is not None else (config_from_args(args, changes), None)
     with process_group(args.device) as device, memory_advice(config):
         if args.demo and is_main():
             from Data_preprocessing.demo_data import prepare_demo  # only the demo needs dlib

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from config_mask import DEMO
 from Models.checkpoint import (
     BEFORE,
     as_written,
@@ -92,8 +91,9 @@ def begin_best_anew(progress: dict, chosen_on: str) -> tuple[dict, str]:
     return progress | anew, "best.pt is chosen on other pairs or masks than before: the best begins anew."
 
 
-def resumed(args: argparse.Namespace) -> tuple[dict, dict]:
-    """The settings and the checkpoint with which a script started with ``--resume`` goes on.
+def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict, dict]:
+    """The settings and the checkpoint with which a script started with ``--resume`` goes on. ``changes`` to the config
+    (the demo's) tell where the newest one is.
 
     Raises DataError if there is no such checkpoint, or it cannot go on with what the command line changes.
     """
@@ -102,7 +102,7 @@ def resumed(args: argparse.Namespace) -> tuple[dict, dict]:
             f"--recipe {args.recipe} does not go with --resume: a run goes on with its own settings. To begin a new "
             "one with its weights: --init_from PATH."
         )
-    output = config_from_args(args, DEMO if args.demo else None)["output_path"]
+    output = config_from_args(args, changes)["output_path"]
     path = args.resume or newest_checkpoint(output, "last.pt")
     if not path:
         raise DataError(
