@@ -1,6 +1,7 @@
 """How a script begins and ends: its options, the device it is told to use, its errors in one sentence."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import sys
@@ -32,7 +33,13 @@ class ScriptParser(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's ``main``; the user's errors end it with one sentence and exit code 2 instead of a traceback."""
+    """Run a script's ``main``; the user's errors end it with one sentence and exit code 2 instead of a traceback.
+
+    What the screen cannot show, such as a name in a console that knows ASCII only, is shown escaped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # somebody else's stream
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()  # so that a closed pipe shows here, not when Python has left this function

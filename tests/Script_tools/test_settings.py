@@ -211,6 +211,14 @@ def test_how_a_script_ends(tmp_path, body, code, error):
     assert (done.returncode, done.stderr) == (code, error)
 
 
+def test_names_that_the_screen_cannot_show_are_shown_escaped(tmp_path, monkeypatch):
+    """After an hour's work a name in a result must not end it in a traceback."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = ended(tmp_path, "print('Jos\\u00e9 \\u674e \\udcff'); raise DataError('no photo of Jos\\u00e9')")
+    assert (done.returncode, done.stdout) == (2, "Jos\\xe9 \\u674e \\udcff\n")
+    assert done.stderr == "error: no photo of Jos\\xe9\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell with pipes")
 @pytest.mark.parametrize("body", ["print('x\\n' * 100000)", "import time; time.sleep(0.3); print('x')"])
 def test_a_closed_pipe_ends_a_script_silently(tmp_path, body):
