@@ -31,7 +31,7 @@ from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.optimizer import decayed_rate
 from Training.run import SilentRun, TrainingRun, open_run
 from Training.setup import Learner, RunData, make_data, make_learner, make_objective, mine, set_rate
-from Training.state import begin_best_anew, restore, resumed, training_state
+from Training.state import TEACHER_MEAN, begin_best_anew, restore, resumed, training_state
 from Training.step import Objective, batch_loss, find_hard, judge, on_device, pack_hard_triplets, screen
 
 
@@ -46,7 +46,7 @@ def main(argv=None) -> dict | None:
             prepare_demo(config)
         with distributed.main_first():
             data = make_data(config, checkpoint)
-            objective = make_objective(config, data.train_loader, device)
+            objective = make_objective(config, data.train_loader, device, checkpoint)
         with open_run(config, args.run_name, checkpoint) as run:
             return train(args, config, checkpoint, device, data, objective, run)
 
@@ -77,7 +77,8 @@ def train(
     def save(position: Position | None = None, improved: bool = False) -> None:
         within = None if position is None else saved_position(position, config)
         parts = learner.network, learner.optimizer, config, progress, data.people, learner.scaler, within
-        run.save(training_state(*parts), improved)
+        mean = {TEACHER_MEAN: objective.teacher.mean.cpu()} if config["teacher_centred"] and objective.teacher else {}
+        run.save(training_state(*parts) | mean, improved)
 
     stopped = partial(run.stopped, device=args.device)
     interruption = Interruption(save, stopped, config["save_every_minutes"], device, config["packed"])

@@ -22,13 +22,13 @@ from Data_loader.triplet_dataset import FaceLoader
 from Data_loader.triplets import MINING_STREAM, stream
 from Evaluation.embed import embed_faces
 from Evaluation.scores import check_enough
-from Models.checkpoint import build_network, init_from
+from Models.checkpoint import build_network, init_from, load_checkpoint
 from Models.face_trunks import FaceTrunks, weights_of
 from Script_tools.files import DataError
 from Training.distributed import gather_rows, parallel, rank, world_size
 from Training.memory import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
-from Training.state import IDENTITY_FILE, names_that_tell_nothing, people_seen
+from Training.state import IDENTITY_FILE, TEACHER_MEAN, names_that_tell_nothing, people_seen
 from Training.step import Objective, half_precision, make_scaler
 from Training.teacher_targets import Teacher
 
@@ -166,8 +166,13 @@ def prepare_network(config: dict, device: torch.device, restored: bool = False) 
     return network
 
 
-def make_objective(config: dict, train_loader: FaceLoader, device: torch.device) -> Objective:
-    """The losses that the config asks for; with a teacher its descriptors, computed now unless they are cached."""
+def make_objective(
+    config: dict, train_loader: FaceLoader, device: torch.device, checkpoint: dict | None = None
+) -> Objective:
+    """The losses that the config asks for; with a teacher its descriptors, computed now unless they are cached.
+
+    Descriptors are centred with the mean that stands in the ``checkpoint`` gone on from, or in that of ``init_from``.
+    """
     objective = Objective(
         margin=config["margin"],
         embedding_scale=config["embedding_scale"],
@@ -185,8 +190,13 @@ def make_objective(config: dict, train_loader: FaceLoader, device: torch.device)
         if config["mix"]:
             network = FaceTrunks(config["teacher"], "none", config["padding"], config["dlib_weight"])
             network = network.load_own_weights().to(device).eval().requires_grad_(False)
-        half = half_precision(device, config["precision"])
-        teacher = Teacher(teacher_descriptors(config, faces), config["teacher_centred"], network, half)
+        half, before = half_precision(device, config["precision"]), checkpoint
+        if before is None and config["init_from"]:
+            before = load_checkpoint(config["init_from"])
+        mean, descriptors = (before or {}).get(TEACHER_MEAN), teacher_descriptors(config, faces)
+        if mean is not None and mean.shape != descriptors.shape[1:]:
+            mean = None  # of another teacher
+        teacher = Teacher(descriptors, config["teacher_centred"], network, half, mean)
         objective = objective._replace(teacher=teacher, teacher_weight=config["teacher_weight"])
     return objective
 

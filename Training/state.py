@@ -25,6 +25,9 @@ FIXED_KEYS = (
     "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "dlib_weight", "optimizer",
     "teacher",
 )  # fmt: skip
+TEACHER_MEAN = (
+    "teacher_mean"  # key of a checkpoint: (D,) float32, from which a centred teacher's targets are directions
+)
 STRAIGHTENER = "straightener."  # what its weights are called in the network's
 RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
 PROGRESS = {"epoch": int, "best_auc": float, "best_epoch": int}

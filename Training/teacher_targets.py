@@ -21,6 +21,11 @@ class Teacher:
         centred: the targets are directions from their mean.
         network: looks at blends of faces, which have no stored descriptor.
         half: what it computes in; None: float32.
+        mean: (D,) float32 from which the directions are, in place of the mean of ``descriptors``: that of the run that
+            is gone on from, for with another one all targets would move.
+
+    Attributes:
+        mean: the same; zeros where the targets are not centred.
     """
 
     def __init__(
@@ -29,13 +34,15 @@ class Teacher:
         centred: bool,
         network: FaceTrunks | None = None,
         half: torch.dtype | None = None,
+        mean: torch.Tensor | None = None,
     ):
-        self._mean = descriptors.mean(dim=0) if centred else torch.zeros(descriptors.shape[1])
+        own = descriptors.mean(dim=0) if mean is None else mean
+        self.mean = own if centred else torch.zeros(descriptors.shape[1])
         self._network, self._half = network, half
         self._targets = self._directions(descriptors)
 
     def _directions(self, descriptors: torch.Tensor) -> torch.Tensor:
-        return F.normalize(descriptors - self._mean.to(descriptors.device), dim=1)
+        return F.normalize(descriptors - self.mean.to(descriptors.device), dim=1)
 
     def __call__(self, batch: dict) -> torch.Tensor:
         """(N, D) float32 unit rows on the device of the batch's images, N = 3 B.

@@ -1,16 +1,20 @@
 """What best.pt is chosen on, who was trained on and how long a run is: one described thing, told and kept."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 import train_maskV9
 from config_mask import RECIPES, config
+from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
 from Models.checkpoint import load_checkpoint
 from Script_tools.files import DataError
 from tests import tiny_training
 from tests.test_train_maskV9 import train
+from tests.Training.test_resume import by_its_pixels
 from Training import setup as training_setup
 from Training.state import IDENTITY_FILE, begin_best_anew, identity_names, names_that_tell_nothing, people_seen
 
@@ -147,6 +151,24 @@ def test_weights_that_are_not_finite_are_not_saved(drawn_options, tmp_path, monk
     with pytest.raises(DataError, match=r"weights are no longer finite .* trunk\.0\.weight"):
         train_maskV9.main(list(more))
     assert last.read_bytes() == before
+
+
+def test_the_teachers_mean_stays_when_the_faces_change(drawn, drawn_options, tmp_path):
+    """It came from the index at hand: with fewer people all targets moved, and nobody was told."""
+    index = tmp_path / "faces.csv"
+    shutil.copy(drawn / "train_face_mask.csv", index)
+    known = read_index(index)
+    face_descriptors(known.faces, drawn / "train_face_notmask", cache_path_of(index), workers=1, compute=by_its_pixels)
+    taught = "--teacher dlib --teacher_centred True --triplet_weight 0.0 --epochs 1".split()
+    options = [*drawn_options, "--train_data_index", str(index), *taught]
+    first = train(options, tmp_path)["checkpoints"] / "last.pt"
+    mean = load_checkpoint(first)["teacher_mean"]
+    assert mean.shape == (128,) and mean.abs().max() > 0
+    (tmp_path / "few.txt").write_text("\n".join(known.names[:4]) + "\n")
+    few = [*options, "--train_people", str(tmp_path / "few.txt")]
+    alone, after = (train([*few, *more], tmp_path / "few")["checkpoints"] for more in ((), ("--init_from", str(first))))
+    assert torch.equal(load_checkpoint(after / "last.pt")["teacher_mean"], mean)
+    assert not torch.equal(load_checkpoint(alone / "last.pt")["teacher_mean"], mean)
 
 
 def test_recipes_have_a_length():
