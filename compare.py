@@ -284,7 +284,7 @@ def describe(report: dict) -> str:
     """The whole report as text for the screen."""
     if "error" in report:
         return f"no answer: {report['error']}"
-    lines = [describe_face(report["first"])]
+    lines = [f"network {report['checkpoint']}", describe_face(report["first"])]
     deciding = report
     if "nearest" in report:
         deciding = report["nearest"][0]
