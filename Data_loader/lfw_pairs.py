@@ -127,8 +127,7 @@ def prepare_pairs(
         settings = AlignmentSettings(
             Path(data_path), outputs, image_size, seed, predictor_path, check_content=True, **cut
         )
-        with file_errors(outputs.manifest):
-            claim(outputs, data_path)
+        claim(outputs, data_path)
         desc = f"test faces of {Path(data_path).name}"
         when_free(lambda: process_photos(settings, photos.values(), workers or usable_processors(), desc), desc)
         manifest = read_manifest(outputs.manifest)
@@ -175,10 +174,11 @@ def owner_of(folder: Path) -> str | None:
 
 
 def claim(outputs: OutputFolders, data_path: str | Path) -> None:
-    """Write down of which photo folder a cache's faces are."""
+    """Write down of which photo folder a cache's faces are. Raises DataError where nothing can be written."""
     folder, here = outputs.manifest.parent, os.path.realpath(data_path)
     if owner_of(folder) != here:
-        write_whole(folder / OWNER, os.fsencode(here))
+        with file_errors(folder / OWNER):
+            write_whole(folder / OWNER, os.fsencode(here))
 
 
 def find_photos(wanted: Iterable[Photo], files_of: Callable[[str], Iterable[str]]) -> dict[Photo, str]:

@@ -193,10 +193,10 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
     if not any(part.exists() for part in (manifest, journal, *itertools.chain(*shards))):
         path.unlink(missing_ok=True)  # what it tells of is gone
     try:
-        was = json.loads(path.read_text(encoding="utf-8"))
+        was = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:  # nothing was made yet, or before this was written down
         was = {}
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): remove it, if the faces were made as asked now") from error
     # a machine without dlib has no landmark model, and makes nothing
     now = {key: was.get(key) if value is None else value for key, value in now.items()}

@@ -35,16 +35,13 @@ CHOICES = {
 }
 POSITIVE = frozenset({
     "image_size", "embedding_dim", "embedding_scale", "margin", "epochs", "train_batch_size", "test_batch_size",
-    "num_train_triplets", "save_every", "patience", "mined_faces",
-    "images",
+    "num_train_triplets", "save_every", "patience", "mined_faces", "images",
 })  # fmt: skip
 NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter", "mix",
     "save_every_minutes", "padding", "test_seed",
 )  # fmt: skip
-
-
-LENGTH = ("images", "epochs", "num_train_triplets")
+LENGTH = ("images", "epochs", "num_train_triplets")  # of a run
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

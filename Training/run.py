@@ -272,9 +272,8 @@ class TrainingRun:
         ]
         if demo:
             lines.append(DEMO_MEANING)
-            lines.append(
-                f"Again: python validate_on_LFW.py --checkpoint {shlex.quote(str(self.checkpoints / 'best.pt'))}"
-            )
+            script, best_path = Path(sys.argv[0]).with_name("validate_on_LFW.py"), self.checkpoints / "best.pt"
+            lines.append(f"again: python {shlex.quote(str(script))} --checkpoint {shlex.quote(str(best_path))}")
         self.log("\n".join(lines))
         return {"run": self.name, "best": best, "metrics": self.logs / "metrics.csv", "checkpoints": self.checkpoints}
 

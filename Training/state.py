@@ -86,7 +86,7 @@ def names_that_tell_nothing(people: list[str]) -> bool:
 def begin_best_anew(progress: dict, chosen_on: str) -> tuple[dict, str]:
     """The progress of a run that goes on, and what to tell: AUCs of another selection test cannot be compared with.
 
-    ``chosen_on``: what best.pt is chosen on now (``fingerprint`` of Training/setup.py).
+    ``chosen_on``: what best.pt is chosen on now (``RunData.chosen_on`` of Training/setup.py).
     """
     if progress.get("chosen_on", chosen_on) == chosen_on:
         return progress | {"chosen_on": chosen_on}, ""

@@ -118,6 +118,9 @@ def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):
         report = comparer.compare(*faces)
         assert (report["protocol"], report["verdict"]) == (protocol, verdict)
         assert report["distance"] == pytest.approx(1.1)
+        limit = {"unmasked": 1.0, "cross": 1.3, "masked": 0.5}[protocol]
+        assert report["distance_by_threshold"] == pytest.approx(1.1 / limit)
+        assert comparer.compare(*faces, 50)["distance_by_threshold"] == report["distance_by_threshold"]
 
 
 def test_people_are_ranked_by_their_own_protocols_thresholds():

@@ -1,6 +1,7 @@
 """What best.pt is chosen on, who was trained on and how long a run is: one described thing, told and kept."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import train_maskV9
 from config_mask import RECIPES, config
 from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
+from Evaluation.scores import check_enough
 from Models.checkpoint import load_checkpoint
 from Script_tools.files import DataError
 from tests import tiny_training
@@ -40,17 +42,25 @@ def test_the_people_it_is_chosen_on_are_counted_and_told(drawn_options, tmp_path
     assert "chosen on the people it is tested on (lfw)" in log_of(tmp_path / "other", result)
 
 
-@pytest.mark.parametrize("kept", ["same", "one fold"])
-def test_pairs_that_cannot_be_scored_are_refused_before_the_first_epoch(drawn_options, tmp_path, kept, monkeypatch):
-    lines = open(option(drawn_options, "LFW_pairs"), encoding="utf-8").read().splitlines()
-    pairs = int(lines[0].split()[1])
-    same = [line for line in lines[1:] if len(line.split("\t")) == 3]
-    # all "different" pairs of one person too, or whole, but one fold only
-    few = [f"1\t{len(same)}", *same, *same] if kept == "same" else [f"1\t{pairs}", *lines[1 : 1 + 2 * pairs]]
-    (tmp_path / "few.txt").write_text("\n".join(few) + "\n")
+def test_pairs_that_cannot_be_scored_are_refused_before_the_first_epoch(drawn_options, tmp_path, monkeypatch):
+    """Of the pairs of two people one photo is missing each: an epoch was trained, and then lost."""
+    with open(option(drawn_options, "LFW_pairs"), encoding="utf-8") as file:
+        same = [line.split() for line in file.read().splitlines()[1:] if len(line.split()) == 3]
+    lines = [*("\t".join(pair) for pair in same), *(f"{name}\t{number}\tNobody\t1" for name, number, _ in same)]
+    (tmp_path / "few.txt").write_text("\n".join([f"1\t{len(same)}", *lines]) + "\n")
+    monkeypatch.setattr("Evaluation.scores.MIN_PAIRS", 10)
     monkeypatch.setattr(train_maskV9, "train_one_epoch", lambda *a, **k: pytest.fail("an epoch was trained"))
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=f"{len(same)} same and 0 different pairs"):
         train(drawn_options, tmp_path, "--select_pairs", str(tmp_path / "few.txt"))
+
+
+@pytest.mark.parametrize(("same", "words"), [(True, "150 same and 0 different"), (False, "0 same and 150 different")])
+def test_pairs_of_one_kind_only_are_no_test(same, words):
+    """As where the photos of all others are missing."""
+    kind = np.full(150, same)
+    pairs = SimpleNamespace(index=np.zeros((150, 2), int), is_same=kind, fold=np.arange(150) % 5, num_pairs=300)
+    with pytest.raises(DataError, match=words):
+        check_enough(pairs)
 
 
 def test_what_was_learned_outlives_a_validation_that_fails(drawn_options, tmp_path, monkeypatch):

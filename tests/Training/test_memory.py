@@ -48,7 +48,7 @@ for _ in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(asked.stdout) < 200_000  # 50,000 to 115,000 by where the blocks come to lie
+    assert int(asked.stdout) < 200_000  # 33,000 to 131,000 by where the blocks come to lie
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="reads the process's memory from Linux's /proc")
@@ -61,7 +61,8 @@ def test_no_memory_is_kept_over_epochs(drawn_options, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingRun, "save", lambda *args: (save(*args), resident.append(resident_mb())))
     options = ["--epochs", "60", "--save_every", "100", "--train_batch_size", "4", "--num_train_triplets", "8"]
     train_maskV9.main([*drawn_options, *options, "--output_path", str(tmp_path)])
-    assert len(resident) == 60
+    assert len(resident) == 2 * 60  # an epoch's last.pt is written before its validation, and after it
+    resident = resident[1::2]
     assert resident[59] < 1.02 * resident[9], [round(value, 1) for value in resident[9::10]]
 
 
