@@ -63,8 +63,9 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
     if how.unmasked_share:
         folders.add(config["notmask_data_path"])
     check_files(faces, *sorted(folders))
-    landmarks = read_landmarks(config["manifest_path"], faces, config["image_size"]) if new else None
-    if new:
+    landmarks = None
+    if new or (targets_path and how.unmasked_share):
+        landmarks = read_landmarks(config["manifest_path"], faces, config["image_size"])
         check_padding(landmarks / config["image_size"], config)
     return TrainDataset(
         faces,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from Data_loader.augmentation import Augmentation, change, new_mask, random_numbers
 from Data_loader.face_files import decode, read_face, read_target, resized
 from Data_loader.teacher_descriptors import chip_side, to_size
+from Data_preprocessing.mask_drawing import draw_attention_target
 from Script_tools.files import DataError
 
 PREFETCH = 2  # batches that each loader process may make ahead
@@ -68,7 +69,8 @@ class TrainDataset(FaceSet):
 
     An item holds
         images: (3, 3, S, S) uint8, 0..255, RGB; anchor, positive, negative
-        targets: (3, 1, S, S) uint8, 0 or 255, white = face above the mask; absent without ``mask_data_path``
+        targets: (3, 1, S, S) uint8, 0 or 255, white = face above the mask, of a face that ``how`` shows without one the
+            whole face; absent without ``mask_data_path``
         triplet: (3,) int64, the rows
     A batch, where ``how`` blends faces, also
         blends: (M, 3, s, s) uint8 RGB, the blended faces before they were masked and moved, in the size in which
@@ -79,7 +81,8 @@ class TrainDataset(FaceSet):
         data_path: folder of the faces as they are shown if ``how`` changes nothing.
         mask_data_path: folder of the attention targets.
         notmask_data_path: folder of the same faces without masks, where ``how`` shows such.
-        landmarks: (N, 68, 2) float32 px of images of ``image_size``, where ``how`` draws new masks.
+        landmarks: (N, 68, 2) float32 px of images of ``image_size``, where ``how`` draws new masks, or shows faces
+            without masks that have targets.
 
     Raises DataError, naming the file, where one is missing or broken.
     """
@@ -158,7 +161,9 @@ class TrainDataset(FaceSet):
         if partner is None:
             folder = self.notmask_data_path if new or unmasked else self.data_path
             self._read_face(folder, row, image)
-            if target is not None and not new:
+            if target is not None and unmasked and not new:
+                target[:] = draw_attention_target(self.landmarks[row], self.image_size, None)
+            elif target is not None and not new:
                 self._read_target(row, target)
             face, shown = image, target
         else:
@@ -179,12 +184,22 @@ class TrainDataset(FaceSet):
         return cv2.addWeighted(face, 1 - share, resized(second, len(face)), share, 0)
 
     def mean_target(self, at_most: int = 2000) -> torch.Tensor:
-        """(1, 1, S, S) float32, 0..1: the mean of the targets, or of so many spread evenly over the index."""
+        """(1, 1, S, S) float32, 0..1: the mean of the targets as they are shown, or of so many spread evenly over the
+        index."""
         rows = np.linspace(0, len(self) - 1, min(at_most, len(self))).round().astype(int)
         total = np.zeros((self.image_size, self.image_size), np.float64)
-        for row in rows:
-            total += read_target(os.path.join(self.mask_data_path, self.names[row]), self.image_size)
+        for number, row in enumerate(rows.tolist()):
+            if self._as_prepared:
+                total += read_target(os.path.join(self.mask_data_path, self.names[row]), self.image_size)
+            else:
+                total += self._shown_target(row, number)
         return torch.from_numpy(total / (255 * len(rows))).float()[None, None]
+
+    def _shown_target(self, row: int, draw: int) -> np.ndarray:
+        """(S, S) uint8: the target of face ``row`` as it is shown at the first place of a triplet."""
+        image, target = (np.empty((self.image_size, self.image_size, *rest), np.uint8) for rest in ((3,), ()))
+        self._show(row, random_numbers(self.seed, draw, 0), image, target)
+        return target
 
 
 class FaceDataset(FaceSet):

@@ -190,6 +190,20 @@ def test_stored_masks_can_be_mixed_with_bare_faces(augmented, drawn, share):
     assert np.abs(dataset[3, 4, 9]["images"][0].numpy().astype(int) - wanted).mean() < 2  # two JPEG decoders
 
 
+def test_a_bare_faces_target_is_the_whole_face_whether_masks_are_stored_or_new(augmented):
+    bare = {**augmented, "unmasked_share": 1.0, "flip": False, "jitter": 0.0, "photo_jitter": 0.0}
+    stored, new = (V9_train_dataloader({**bare, "masks": masks}).dataset for masks in ("stored", "new"))
+    assert torch.equal(stored[3, 4, 9]["targets"], new[3, 4, 9]["targets"])
+    assert torch.equal(stored.mean_target(), new.mean_target())
+
+
+def test_the_map_to_beat_is_the_mean_of_the_targets_that_are_shown(augmented, tmp_path):
+    """Not of stored targets that nothing else reads: with new masks their folder need not even be there."""
+    dataset = V9_train_dataloader({**augmented, "mask_data_path": str(tmp_path / "nowhere")}).dataset
+    shown = [dataset[row, row, row, number]["targets"][0, 0] for number, row in enumerate(range(len(dataset)))]
+    assert torch.allclose(dataset.mean_target()[0, 0], torch.stack(shown).float().mean(0) / 255)
+
+
 def test_faces_that_were_prepared_with_another_padding_are_refused(drawn):
     """They would be shown at the wrong size to a network that has learned the right one."""
     faces = [row.face for row in read_manifest(drawn / "train_manifest.csv").values()]
