@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config_mask import DEMO
 from Evaluation.scores import evaluate_pairs
+from Models.CBAM_Face_attention_Resnet import frozen_statistics
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 from Training import distributed
@@ -75,6 +77,7 @@ def train(
         run.log(anew)
 
     def save(position: Position | None = None, improved: bool = False) -> None:
+        distributed.average_running_statistics(learner.network)  # the file holds every process's
         within = None if position is None else saved_position(position, config)
         parts = learner.network, learner.optimizer, config, progress, data.people, learner.scaler, within
         mean = {TEACHER_MEAN: objective.teacher.mean.cpu()} if config["teacher_centred"] and objective.teacher else {}
@@ -182,7 +185,8 @@ def train_one_epoch(
 def train_on_batch(learner: Learner, batch: dict, dataset, tally: Tally) -> None:
     """A step on the hard triplets of a batch: none without any, unless there is a teacher, who teaches every image."""
     objective, optimizer, scaler = learner.objective, learner.optimizer, learner.scaler
-    judged = judge(learner.model, batch, objective)
+    with frozen_statistics(learner.model) if learner.pack_to else nullcontext():
+        judged = judge(learner.model, batch, objective)
     hard = find_hard(judged, batch, dataset)
     loss, attention = batch_loss(judged, hard, objective)
     if hard.total or (objective.teacher and hard.total_images):

@@ -80,8 +80,8 @@ class Learner:
 
     network: the bare one, on ``device``. mean_target: (1, 1, H, W) mean of the attention targets, 0..1, the map to
     beat. pack_to: look at all triplets without gradient first (batch normalisation with the batch's statistics, as in a
-    step, and without effect on the running ones), and make steps on so many of those found hard, which are judged anew
-    by then; None: a step on each batch.
+    step), and make steps on so many of those found hard, which are judged anew by then, without effect on the running
+    statistics: those are of all triplets, as the faces of a test are; None: a step on each batch.
     """
 
     network: nn.Module

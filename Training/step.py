@@ -9,7 +9,6 @@ from torch import nn
 from Losses.Attention_loss import attention_loss
 from Losses.Teacher_loss import teacher_loss
 from Losses.Triplet_loss import TripletLoss, batch_triplets, hard_triplet_loss
-from Models.CBAM_Face_attention_Resnet import frozen_statistics
 from Script_tools.files import DataError
 from Training.distributed import all_max, all_sum, world_size
 
@@ -152,8 +151,8 @@ def find_hard(judged: Judged, batch: dict, dataset) -> Hard:
 
 
 def screen(model: nn.Module, batch: dict, objective: Objective, dataset) -> tuple[Judged, Hard]:
-    """``judge`` and ``find_hard`` without gradient, and without effect on batch normalisation's running statistics."""
-    with torch.no_grad(), frozen_statistics(model):
+    """``judge`` and ``find_hard`` without gradient."""
+    with torch.no_grad():
         judged = judge(model, batch, objective)
         return judged, find_hard(judged, batch, dataset)
 

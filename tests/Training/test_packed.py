@@ -58,13 +58,16 @@ def test_steps_are_made_on_full_batches_of_hard_triplets():
     assert figures["positive_distance"] == pytest.approx((9 * 9 + 7) / 16, rel=1e-3)
 
 
-def test_screening_leaves_the_running_statistics_alone():
+def test_running_statistics_are_those_of_all_triplets_not_of_the_hard_ones():
+    """As without packing: the faces of a test are not chosen for being hard."""
     model, figures = run([triplets([0, 0]), triplets([0, 0])], pack_to=2)
     assert figures["trained_triplets"] == 0 and figures["triplet_loss"] is None and model.factor.item() == 1.0
-    assert model.norm.num_batches_tracked == 0
-    assert not model.norm.running_mean.any() and (model.norm.running_var == 1).all()
-    model, _ = run([triplets([1, 1]), triplets([0, 0])], pack_to=2)
-    assert model.norm.num_batches_tracked == 1
+    assert model.norm.num_batches_tracked == 2
+    model, figures = run([triplets([1, 1]), triplets([0, 0])], pack_to=2, rate=0.0)
+    plain, _ = run([triplets([1, 1]), triplets([0, 0])], pack_to=None, rate=0.0)
+    assert figures["trained_triplets"] == 2 and model.norm.num_batches_tracked == 2
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(getattr(model.norm, name), getattr(plain.norm, name))
 
 
 def test_packed_triplets_are_judged_again_under_the_present_weights():

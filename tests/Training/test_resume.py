@@ -147,6 +147,28 @@ def test_a_run_killed_between_its_last_step_and_its_checkpoint_goes_on(options, 
     assert names[0] == names[1] == ["best.pt", "epoch_001.pt", "epoch_002.pt", "last.pt"]
 
 
+def test_a_checkpoint_within_an_epoch_holds_the_statistics_of_all_processes(options, tmp_path, monkeypatch):
+    """Not process 0's alone, from which all would go on."""
+
+    def averaged(model):
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.fill_(0.25)
+
+    def means(weights):
+        return torch.cat([tensor.ravel() for name, tensor in weights.items() if name.endswith("running_mean")])
+
+    states, save = [], train_maskV9.TrainingRun.save
+    monkeypatch.setattr(train_maskV9.distributed, "average_running_statistics", averaged)
+    monkeypatch.setattr(
+        train_maskV9.TrainingRun,
+        "save",
+        lambda run, state, *rest: (states.append(means(state["model"])), save(run, state, *rest)),
+    )
+    train([*options, *EACH_STEP], tmp_path)
+    assert len(states) > 2 and all((state == 0.25).all() for state in states)
+
+
 def test_nothing_is_written_within_an_epoch_before_its_time(options, tmp_path, monkeypatch):
     for minutes in ("0", "15"):
         with monkeypatch.context() as patch:
