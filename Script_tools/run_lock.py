@@ -1,17 +1,32 @@
-"""The lock of a run that writes files which no second run may write at the same time."""
+"""The lock of a run that writes files which no second run may write at the same time.
+
+On one machine, with all its containers, the kernel's flock decides: it ends with the process that holds it, however
+that ends. Between machines that share a disk a lease does: a run touches its lock every few seconds, and one that
+stands still for LEASE is another run's.
+"""
 
 import os
+import platform
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
-from Script_tools.files import DataError, remove_stale, temporary_name
-from Script_tools.processes import Process, this_process
+from Script_tools.files import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows: the lease alone
+    fcntl = None
 
 WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at what another run is writing, and until it is refused
+BEAT, LEASE = 5.0, 60.0  # s between two touches of a lock, and until one that nobody touches is free
 T = TypeVar("T")
+_held: set[TextIO] = set()
 
 
 class BusyError(DataError):
@@ -38,68 +53,156 @@ def when_free(action: Callable[[], T], what: str) -> T:
 def locked(lock: Path, rivals: Iterable[Path] = ()) -> Iterator[None]:
     """Hold the file ``lock`` while the block runs. Raises BusyError if it or one of ``rivals`` is held.
 
-    The lock of a run that was killed on this machine is recognised and removed; that of another machine's cannot be.
+    The lock of a run that has ended on this machine is taken over at once, that of another machine after LEASE.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    refuse_if_held(lock)
-    while not _take(lock):
-        refuse_if_held(lock)  # another run was quicker
+    file, ended = _take(lock), threading.Event()
+    _held.add(file)
+    threading.Thread(target=_beat, args=(lock, file, ended), daemon=True).start()
     try:
         for rival in rivals:
             refuse_if_held(rival)
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        ended.set()
+        _held.discard(file)
+        _drop(lock, file)
 
 
 def refuse_if_held(lock: Path) -> None:
-    """Raise BusyError if a run holds the lock; remove the lock if its run was one of this machine and has ended."""
-    try:
-        text = lock.read_text(errors="replace")
-    except FileNotFoundError:
-        return
-    pid, host, start = (text.split(" ") + ["", "", ""])[:3]
-    if pid.isdigit() and Process(int(pid), host, start).has_ended():
-        _remove_dead(lock, text)
-        return
-    raise BusyError(
-        f"Another run (process {pid or '?'} on {host or '?'}) is writing into {lock.parent}. Wait for it; "
-        f"if it is no longer there, remove {lock}"
-    )
+    """Raise BusyError if a run holds the lock; remove it if that run has ended."""
+    with suppress(FileNotFoundError), open(lock, "r+", errors="replace") as file:
+        if _claim(lock, file):
+            _drop(lock, file)
 
 
-def _take(lock: Path) -> bool:
-    """Make the lock file, whole at once: a run that is killed on the way leaves no lock without a name in it."""
-    remove_stale(lock.parent, lock.name)
-    temporary = temporary_name(lock)
-    text = "{} {} {}".format(*this_process())
-    try:
-        temporary.write_text(text)
+def _take(lock: Path) -> TextIO:
+    """The lock file, open and held, with this process's name in it."""
+    while True:
         try:
-            os.link(temporary, lock)
+            file = open(lock, "x+")
         except FileExistsError:
+            try:
+                file = open(lock, "r+", errors="replace")
+            except FileNotFoundError:  # its run has just ended
+                continue
+        claimed = False
+        try:
+            claimed = _claim(lock, file)
+            if claimed:
+                file.seek(0)
+                file.truncate()
+                file.write(_own_name())
+                file.flush()
+                return file
+        except BaseException:  # such as a full disk
+            with suppress(OSError):  # what could not be written is tried once more when a file is closed
+                if claimed:
+                    _drop(lock, file)
+                file.close()
             raise
-        except OSError:  # a file system without links
-            with open(lock, "x") as file:
-                file.write(text)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
+        file.close()
+
+
+def _claim(lock: Path, file: TextIO) -> bool:
+    """True once nobody else holds ``file``, False if it is no longer the one called ``lock``. Raises BusyError."""
+    kernel_decides = fcntl is not None
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _busy(lock, file) from error
+    except OSError:  # a file system that has none
+        kernel_decides = False
+    name = _name_in(file)
+    if kernel_decides and (not name or name.split()[-1] == this_machine()):
+        return _is_called(file, lock)
+    if not name and _is_new(file):
+        return _is_called(file, lock)
+    last, since = _last_beat(file), time.monotonic()
+    while time.monotonic() - since < LEASE:
+        time.sleep(min(WAIT, LEASE / 10))
+        if not _is_called(file, lock):
+            return False
+        with open(lock) as seen:  # opened anew: so a network disk tells what is there now
+            if _last_beat(seen) != last:
+                raise _busy(lock, file)
     return True
 
 
-def _remove_dead(lock: Path, text: str) -> None:
-    """Remove the lock if it still is the one that holds ``text``.
+def _beat(lock: Path, file: TextIO, ended: threading.Event) -> None:
+    """Touch the lock until its run ends. Ends the process if another machine's has taken it over meanwhile, as it may
+    while this one stood still: two must not write the same files."""
+    while not ended.wait(BEAT):
+        with suppress(OSError, ValueError):
+            with open(lock, errors="replace") as seen:
+                name = seen.read()
+            if name not in ("", _own_name()) and not ended.is_set():
+                sys.stderr.write(f"\nStopped: this process stood still, and {name} has taken over {lock}.\n")
+                os._exit(1)
+            os.utime(file.fileno() if os.utime in os.supports_fd else lock)
 
-    Of several runs that find it one at a time looks and removes: else the second might remove the first one's new one.
-    """
-    import fcntl  # not on Windows, where no lock is ever known to be dead
 
+def _drop(lock: Path, file: TextIO) -> None:
+    """Remove the lock, while it still is held, if it has not been removed or taken over."""
+    if os.name != "posix":  # there an open file cannot be removed
+        file.close()
+    with suppress(FileNotFoundError):
+        if file.closed or _is_called(file, lock):
+            lock.unlink()
+    file.close()
+
+
+def _busy(lock: Path, file: TextIO) -> BusyError:
+    pid, host = (_name_in(file).split() + ["?", "?"])[:2]
+    return BusyError(
+        f"Another run (process {pid} on {host}) is writing into {lock.parent} and holds {lock.name}. Wait for it, or "
+        "stop it."
+    )
+
+
+def _name_in(file: TextIO) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _last_beat(file: TextIO) -> tuple:
+    state = os.fstat(file.fileno())
+    return state.st_mtime_ns, state.st_size
+
+
+def _is_new(file: TextIO) -> bool:
+    return file.mode.startswith("x")
+
+
+def _is_called(file: TextIO, lock: Path) -> bool:
     try:
-        with open(lock, errors="replace") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)) and file.read() == text:
-                lock.unlink()
-    except FileNotFoundError:  # another run was quicker
-        pass
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+    except FileNotFoundError:
+        return False
+
+
+def _own_name() -> str:
+    return f"{os.getpid()} {platform.node() or '?'} {this_machine()}"
+
+
+@lru_cache(maxsize=1)
+def this_machine() -> str:
+    """What tells this machine from another of the same name, and is the same in all its containers: the number that
+    its kernel drew when it started; the machine's name where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node() or "?"
+
+
+def _leave_to_the_parent() -> None:
+    """Close the locks in a forked child, such as a loader process: a parent that is killed holds none any more."""
+    for file in _held:
+        with suppress(OSError):
+            file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -4,10 +4,12 @@ import ctypes
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,9 @@ from tests.Data_preprocessing.test_Image_processing import dead_pid, make_photos
 SIZE = 64
 
 
-def lock_text() -> str:
-    return "{} {} {}".format(*this_process())
+def dead_lock() -> str:
+    """What a run of this machine that was killed has left in its lock."""
+    return f"{dead_pid()} {platform.node()} {run_lock.this_machine()}"
 
 
 # --- whose a file is -------------------------------------------------------------------------------------------------
@@ -72,19 +75,17 @@ def test_temporary_files_of_dead_runs_only_are_removed(tmp_path):
 def test_a_second_kill_img_is_refused(tmp_path):
     data = make_photos(tmp_path / "set")
     lock = tmp_path / "set_killed.lock"
-    lock.write_text(lock_text())
-    before = tree(tmp_path)
     arguments = ["--data_path", str(data), "--min_size", "35"]
-    with pytest.raises(BusyError, match=f"Another run .process {os.getpid()} .* remove {lock}"):
-        Kill_img.main(arguments)
-    assert tree(tmp_path) == before
-    assert Kill_img.main([*arguments, "--dry_run"])["killed"] == 13  # looks only
-    lock.write_text(f"{dead_pid()} {platform.node()}")
+    with locked(lock):
+        before = tree(tmp_path)
+        with pytest.raises(BusyError, match=f"Another run .process {os.getpid()} .*Wait for it, or stop it"):
+            Kill_img.main(arguments)
+        assert tree(tmp_path) == before
+        assert Kill_img.main([*arguments, "--dry_run"])["killed"] == 13  # looks only
+    lock.write_text(dead_lock())
     assert Kill_img.main(arguments)["killed"] == 13 and not lock.exists()
-    lock.write_text(lock_text())
-    with pytest.raises(BusyError):
+    with locked(lock), pytest.raises(BusyError):
         Kill_img.main([*arguments, "--restore"])
-    lock.unlink()
     assert Kill_img.main([*arguments, "--restore"])["restored"] == 14 and not lock.exists()
 
 
@@ -95,7 +96,7 @@ def test_two_real_runs_at_once(tmp_path):
         for photo in range(20):
             (data / str(person)).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (9, 9), (person, photo, 9)).save(data / str(person) / f"{photo}.jpg")
-    (tmp_path / "set_killed.lock").write_text(f"{dead_pid()} {platform.node()}")  # both have to remove it
+    (tmp_path / "set_killed.lock").write_text(dead_lock())  # both have to take it over
     command = [sys.executable, str(ROOT / "Data_preprocessing" / "Kill_img.py"), "--data_path", str(data)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outcomes = sorted((process.wait(60), process.communicate()) for process in runs)
@@ -108,7 +109,7 @@ def test_two_real_runs_at_once(tmp_path):
 def test_only_one_of_many_gets_a_lock(tmp_path):
     """Threads that find the same dead run's lock: never two of them hold it at once."""
     lock, inside, most, refused = tmp_path / "x.lock", [], [], []
-    lock.write_text(f"{dead_pid()} {platform.node()} 1")
+    lock.write_text(dead_lock())
     barrier = threading.Barrier(8)
 
     def work():
@@ -131,6 +132,111 @@ def test_only_one_of_many_gets_a_lock(tmp_path):
     assert max(most) == 1 and len(most) + len(refused) == 160 and os.listdir(tmp_path) == []
 
 
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from Script_tools.run_lock import locked
+with locked(Path(sys.argv[1])):
+    child = os.fork() if sys.argv[2] == "fork" else 1
+    if child:
+        print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", "fork"])
+def test_a_killed_run_holds_nothing_at_once(tmp_path, how):
+    """Nor do the processes that it has forked, which may live on for seconds."""
+    lock = tmp_path / "x.lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock), how],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match=f"process {holder.pid} on"), locked(lock):
+            pass
+        holder.kill()
+        holder.wait()
+        started = time.monotonic()
+        with locked(lock):
+            assert time.monotonic() - started < 1
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
+    assert not lock.exists()
+
+
+@contextmanager
+def touched(lock):
+    """While the block runs, someone touches the lock."""
+    ended = threading.Event()
+    thread = threading.Thread(target=lambda: [os.utime(lock) for _ in iter(lambda: ended.wait(0.1), True)])
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+def test_another_machines_lock_is_held_as_long_as_it_is_touched(tmp_path, monkeypatch):
+    """A container of the same name on another machine too. Once nobody touches it, a job that was put into the queue
+    again goes on by itself."""
+    monkeypatch.setattr(run_lock, "WAIT", 0.05)
+    monkeypatch.setattr(run_lock, "LEASE", 0.6)
+    lock, name = tmp_path / "x.lock", f"1 {platform.node()} 5c0e7a1f-another-kernel"
+    for holder in (name, f"{os.getpid()} {platform.node()} 4711"):
+        lock.write_text(holder)
+        with touched(lock):
+            with pytest.raises(BusyError, match=f"process {holder.split()[0]} on {platform.node()}"), locked(lock):
+                pass
+            with pytest.raises(BusyError):
+                run_lock.refuse_if_held(lock)
+        started = time.monotonic()
+        with locked(lock):
+            assert time.monotonic() - started > 0.5 and lock.read_text().split()[0] == str(os.getpid())
+        assert not lock.exists()
+    lock.write_text(name)
+    run_lock.refuse_if_held(lock)
+    assert not lock.exists()
+
+
+def test_without_flock_the_lease_decides(tmp_path, monkeypatch):
+    """As on Windows and on some network disks."""
+    monkeypatch.setattr(run_lock, "fcntl", None)
+    monkeypatch.setattr(run_lock, "WAIT", 0.05)
+    monkeypatch.setattr(run_lock, "LEASE", 0.6)
+    monkeypatch.setattr(run_lock, "BEAT", 0.1)
+    lock = tmp_path / "x.lock"
+    with locked(lock), pytest.raises(BusyError), locked(lock):
+        pass
+    assert not lock.exists()
+    lock.write_text(dead_lock())
+    with locked(lock):
+        pass
+    assert not lock.exists()
+
+
+def test_a_run_whose_lock_was_taken_over_ends(tmp_path):
+    """It stood still for longer than the lease: the other one writes now."""
+    lock = tmp_path / "x.lock"
+    fast = HOLD.replace("with locked", "from Script_tools import run_lock\nrun_lock.BEAT = 0.1\nwith locked")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", fast, str(lock), "alone"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert holder.stdout.readline() == "held\n"
+    lock.write_text("7 other-machine 4711")
+    assert holder.wait(20) == 1 and "7 other-machine 4711 has taken over" in holder.communicate()[1]
+    assert lock.read_text() == "7 other-machine 4711"
+
+
 def face_cache(tmp_path):
     for person in ("Ann", "Bob"):
         for number in (1, 2):
@@ -144,15 +250,16 @@ def face_cache(tmp_path):
 def test_the_face_cache_waits_for_another_run(tmp_path, no_dlib, monkeypatch, capsys):  # noqa: F811
     prepare = face_cache(tmp_path)
     lock = tmp_path / "cache" / f"lfw-{SIZE}px-seed0" / "test_manifest.lock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text(lock_text())
     monkeypatch.setattr(run_lock, "WAIT", 0.05)
     monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
-    with pytest.raises(BusyError, match=f"Wait for it; .* remove {lock}"):
-        prepare()
-    assert capsys.readouterr().out.count("waiting for test faces") == 1
+    with locked(lock):
+        with pytest.raises(BusyError, match="Wait for it, or stop it"):
+            prepare()
+        assert capsys.readouterr().out.count("waiting for test faces") == 1
     monkeypatch.setattr(run_lock, "PATIENCE", 20)
-    threading.Timer(0.2, lock.unlink).start()
+    with ExitStack() as held:
+        held.enter_context(locked(lock))
+        threading.Timer(0.2, held.pop_all().close).start()
     assert len(prepare().index) == 2
     assert "waiting for test faces" in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import zlib
+from contextlib import ExitStack
 from functools import partial
 
 import cv2
@@ -25,8 +26,7 @@ from Models import dlib_face_network
 from Models.dlib_face_network import find_network
 from Script_tools import files, run_lock
 from Script_tools.files import DataError
-from Script_tools.processes import this_process
-from Script_tools.run_lock import BusyError
+from Script_tools.run_lock import BusyError, locked
 from tests.conftest import ROOT
 
 FACES = 40  # more than two chunks
@@ -129,9 +129,9 @@ def test_workers_write_the_same_bytes_as_one_process(tmp_path, faces):
 
 def test_a_second_call_reads_the_cache_in_any_order_and_writes_nothing(tmp_path, faces):
     first, before = describe(tmp_path, faces), (tmp_path / "set_dlib.bin").read_bytes()
-    (tmp_path / "set_dlib.lock").write_text("{} {} {}".format(*this_process()))  # readers need no lock
     order = [7, 3, 3, 30]
-    again = describe(tmp_path, [faces[row] for row in order], forbidden)
+    with locked(tmp_path / "set_dlib.lock"):  # readers need no lock
+        again = describe(tmp_path, [faces[row] for row in order], forbidden)
     np.testing.assert_array_equal(again, first[order])
     assert type(again) is np.ndarray and again.flags.writeable and (tmp_path / "set_dlib.bin").read_bytes() == before
 
@@ -230,14 +230,15 @@ def test_a_face_that_broke_after_it_was_cached_is_not_answered_from_the_cache(tm
 def test_a_second_run_waits_while_the_first_writes(tmp_path, faces, monkeypatch, capsys):
     """Of four seeds started together three died."""
     lock = tmp_path / "set_dlib.lock"
-    lock.write_text("{} {} {}".format(*this_process()))
     monkeypatch.setattr(run_lock, "WAIT", 0.05)
     monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
-    with pytest.raises(BusyError, match="Another run"):
+    with locked(lock), pytest.raises(BusyError, match="Another run"):
         describe(tmp_path, faces, forbidden)
     assert not (tmp_path / "set_dlib.bin").exists()
     monkeypatch.setattr(run_lock, "PATIENCE", 20)
-    threading.Timer(0.3, lock.unlink).start()
+    with ExitStack() as held:
+        held.enter_context(locked(lock))
+        threading.Timer(0.3, held.pop_all().close).start()
     assert len(describe(tmp_path, faces)) == len(faces)
     assert "waiting for dlib's descriptors" in capsys.readouterr().out
 

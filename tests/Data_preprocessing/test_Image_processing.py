@@ -25,6 +25,7 @@ from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attent
 from Data_preprocessing.photo_files import iter_photos, read_photo
 from Data_preprocessing.photo_images import NO_FACE, NO_MASKED_FACE, AlignmentSettings
 from Script_tools.files import DataError
+from Script_tools.run_lock import locked, this_machine
 from Script_tools.settings import config_from_args
 from tests.conftest import ROOT
 
@@ -553,20 +554,16 @@ def dead_pid():
 
 def test_locks(tmp_path, no_dlib):
     data, out = make_photos(tmp_path / "set"), tmp_path / "out"
-    out.mkdir()
     lock, shard_lock = out / "set_manifest.lock", out / "set_manifest.shard-1-of-2.lock"
-    here = platform.node()
     for path, more in ((lock, ()), (lock, ("--shard", "1/2")), (shard_lock, ()), (shard_lock, ("--shard", "1/2"))):
-        for holder in (f"{os.getpid()} {here}", "7 another-machine", ""):
-            path.write_text(holder)
-            with pytest.raises(DataError, match=f"Another run .* remove {path}"):
+        with locked(path):
+            with pytest.raises(DataError, match=f"Another run .process {os.getpid()} .*Wait for it"):
                 run(data, out, *more)
-            assert tree(out) == {path.name: holder.encode()}
-        path.unlink()
-    shard_lock.write_text(f"{os.getpid()} {here}")
-    run(data, out, "--shard", "2/2")  # shards work side by side
-    shard_lock.write_text(f"{dead_pid()} {here}")
-    lock.write_text(f"{dead_pid()} {here}")
+            assert list(tree(out)) == [path.name]
+    with locked(shard_lock):
+        run(data, out, "--shard", "2/2")  # shards work side by side
+    for path in (shard_lock, lock):
+        path.write_text(f"{dead_pid()} {platform.node()} {this_machine()}")
     assert run(data, out) == (12, 1, 1)
     assert not list(out.glob("*.lock"))
 
