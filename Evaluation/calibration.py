@@ -48,7 +48,8 @@ MIN_FALSE_ACCEPTS = 10
 # measured on, up to 1.9 times as many passed (12 people against 11 others; benchmarks/odds.py)
 MARGIN = 1.5
 LEAST_STRANGERS = math.ceil(MIN_FALSE_ACCEPTS * MARGIN / FARS[0])
-BLOCK = 512  # faces whose distances to all others are computed at once
+BLOCK_PAIRS = 1 << 23  # whose distances are computed at once: about 300 MB
+CELLS = 1 << 20  # into which a distance of 1 is divided to count strangers
 KEPT_KEYS = ("model", "config", "progress", "train_people", "run_name", "metrics")  # by --half
 SIDES = ("unmasked", "masked")
 REAL_MASKS = {"mask_kinds": (), "chain": "full"}  # none is drawn; a photo without a face that is found does not count
@@ -76,34 +77,54 @@ class Verdict(NamedTuple):
         return "same" if self.same else "different" if self.far is None else "unclear"
 
 
-def thresholds_at(strangers: np.ndarray, same: np.ndarray) -> list[dict[str, float]]:
-    """The loosest threshold for each false accept rate of FARS that the number of stranger pairs resolves.
+class Strangers:
+    """The distances, from 0 to 2, of any number of pairs of two people: how many there are up to each of 2 million
+    distances, for millions of millions of pairs would not fit into memory."""
+
+    def __init__(self, distances: np.ndarray | None = None):
+        self.counts = np.zeros(2 * CELLS + 1, np.int64)  # at k: beyond (k - 1) / CELLS, up to k / CELLS
+        if distances is not None:
+            self.add(distances)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def add(self, distances: np.ndarray) -> None:
+        """Count some more, of any floating dtype."""
+        cells = np.ceil(distances * CELLS).astype(np.int64)
+        self.counts += np.bincount(np.minimum(cells, 2 * CELLS), minlength=2 * CELLS + 1)
+
+    def within(self, distance: float) -> int:
+        """How many are at most ``distance`` apart; exact for whole multiples of 1 / CELLS, as thresholds are."""
+        return int(self.counts[: max(0, math.floor(min(distance, 2) * CELLS) + 1)].sum())
+
+
+def thresholds_at(strangers: Strangers, same: np.ndarray) -> list[dict[str, float]]:
+    """The loosest threshold, to a millionth, for each false accept rate of FARS that the number of stranger pairs
+    resolves.
 
     A rate is resolved where it allows at least MIN_FALSE_ACCEPTS of the pairs.
 
     Args:
-        strangers: (P,) distances of pairs of two people. same: (Q,) of pairs of one person; at least one.
+        same: (Q,) distances of pairs of one person; at least one.
 
     Returns:
         [{"far", "distance", "tar"}, ...], the highest rate first. A pair passes where its distance is at most
         ``distance``; the share ``tar`` of ``same`` does, and at most the share ``far / MARGIN`` of ``strangers``.
     """
-    allowed = {far: math.floor(far / MARGIN * len(strangers) * (1 + 1e-12)) for far in FARS}
-    allowed = {far: count for far, count in allowed.items() if count >= MIN_FALSE_ACCEPTS}
-    if not allowed:
-        return []
-    ordered = np.partition(strangers, sorted(set(allowed.values())))
+    pairs, upto = len(strangers), np.cumsum(strangers.counts)
     rows = []
-    for far, count in allowed.items():
-        # below the nearest stranger who must not pass, also where several are equally near
-        distance = np.nextafter(np.float64(ordered[count]), -np.inf)
-        rows.append({"far": far, "distance": float(distance), "tar": float(np.mean(same <= distance))})
+    for far in FARS:
+        allowed = math.floor(far / MARGIN * pairs * (1 + 1e-12))
+        if allowed >= MIN_FALSE_ACCEPTS:
+            distance = (int(np.searchsorted(upto, allowed, side="right")) - 1) / CELLS
+            rows.append({"far": far, "distance": distance, "tar": float(np.mean(same <= distance))})
     return rows
 
 
 def all_pairs(
     first: np.ndarray, second: np.ndarray, people: np.ndarray, others: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Strangers, np.ndarray]:
     """Distances of all strangers and of all pairs of one person; a photo is never paired with itself.
 
     Args:
@@ -112,21 +133,24 @@ def all_pairs(
         others: of (M,) other photos, then ``second`` is (M, D).
 
     Returns:
-        (P,) and (Q,) float32.
+        The strangers', and (Q,) float32 of the others.
     """
-    strangers, same = [], []
-    numbers = np.arange(len(second))
     once, apart = first is second, others is not None
     others = others if apart else people
-    for start in range(0, len(people), BLOCK):
-        rows = np.arange(start, min(start + BLOCK, len(people)))[:, None]
-        squared = 2 - 2 * (first[start : start + BLOCK].astype(np.float64) @ second.T.astype(np.float64))
+    codes = np.unique(np.concatenate((people, others)), return_inverse=True)[1]
+    people, others = codes[: len(people)], codes[len(people) :]
+    strangers, same = Strangers(), []
+    block = max(1, BLOCK_PAIRS // max(1, len(second)))
+    for start in range(0, len(people), block):
+        begin = start if once else 0
+        rows, numbers = np.arange(start, min(start + block, len(people)))[:, None], np.arange(begin, len(second))
+        squared = 2 - 2 * (first[start : start + block].astype(np.float64) @ second[begin:].T.astype(np.float64))
         distances = np.sqrt(np.maximum(squared, 0)).astype(np.float32)
         wanted = np.ones_like(distances, bool) if apart else rows < numbers if once else rows != numbers
-        of_one = people[rows] == others
-        strangers.append(distances[wanted & ~of_one])
+        of_one = people[rows] == others[begin:]
+        strangers.add(distances[wanted & ~of_one])
         same.append(distances[wanted & of_one])
-    return np.concatenate(strangers), np.concatenate(same)
+    return strangers, np.concatenate(same)
 
 
 class Source(NamedTuple):
@@ -138,7 +162,7 @@ class Source(NamedTuple):
     people: dict[str, np.ndarray]
     drawn: bool
 
-    def distances(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+    def distances(self, protocol: str) -> tuple[Strangers, np.ndarray]:
         """``all_pairs`` of a protocol."""
         first, second = PROTOCOLS[protocol]
         rows = self.read[first].embeddings, self.read[second].embeddings
@@ -176,7 +200,7 @@ def calibrate(sources: list[Source]) -> dict:
     return {**thresholds, "people": len(people), "photos": photos, "names": sorted(people)}
 
 
-def strictest(found: list[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, float]]:
+def strictest(found: list[tuple[Strangers, np.ndarray]]) -> list[dict[str, float]]:
     """``thresholds_at`` of several sources as one: for each rate the smallest distance that any of them asks for.
 
     A rate that one of them is too small to resolve is not given: nothing is known of it there. "tar" is the share of

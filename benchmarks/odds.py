@@ -40,7 +40,7 @@ def main(argv=None) -> list[dict]:
         for protocol in PROTOCOLS:
             strangers, same = source.distances(protocol)
             for row in thresholds[protocol]:
-                passed = float(np.mean(strangers.astype(np.float64) <= row["distance"]))
+                passed = strangers.within(row["distance"]) / len(strangers)
                 rows.append({
                     "people": f"{source.name} ({len(np.unique(source.people['unmasked']))})", "protocol": protocol,
                     "promised": row["far"], "strangers": len(strangers), "passed": passed,

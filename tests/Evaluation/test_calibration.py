@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from config_mask import config
 from Evaluation import calibration
 from Evaluation.calibration import (
     Source,
+    Strangers,
     all_pairs,
     calibrate,
     choose_photos,
@@ -25,6 +28,7 @@ from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint, save_checkpoint
 from Models.mask_head import fit_mask_head, mask_probability
 from Script_tools.files import DataError
+from tests.conftest import ROOT
 from Training.state import plain_config
 
 
@@ -59,14 +63,15 @@ def test_a_threshold_is_the_loosest_that_lets_no_more_strangers_pass(decimals):
     strangers, same = rng.normal(1.2, 0.2, 20_000), rng.normal(0.8, 0.2, 3_000)
     if decimals is not None:
         strangers, same = strangers.round(decimals), same.round(decimals)
-    rows = thresholds_at(strangers, same)
+    rows = thresholds_at(Strangers(strangers), same)
     assert [row["far"] for row in rows] == [1e-1, 1e-2, 1e-3]  # 1e-4 would allow 1 of 20,000
     candidates = sorted(set(strangers.tolist()))
     for row in rows:
         # the first that must not pass
         loosest = next(d for d in candidates if (strangers <= d).mean() > row["far"] / calibration.MARGIN)
-        assert row["distance"] < loosest and np.nextafter(row["distance"], 9) == loosest
-        assert row["tar"] == (same < loosest).mean()
+        assert row["distance"] < loosest <= row["distance"] + 1 / calibration.CELLS
+        assert row["tar"] == (same <= row["distance"]).mean()
+        assert Strangers(strangers).within(row["distance"]) == (strangers <= row["distance"]).sum()
     json.dumps(rows)  # plain types
 
 
@@ -74,12 +79,12 @@ def test_a_threshold_is_the_loosest_that_lets_no_more_strangers_pass(decimals):
     ("pairs", "lowest"), [(149, None), (150, 1e-1), (14_999, 1e-2), (15_000, 1e-3), (150_000, 1e-4)]
 )
 def test_a_rate_needs_ten_false_accepts_to_be_given(pairs, lowest):
-    rows = thresholds_at(np.linspace(1, 2, pairs), np.ones(3))
+    rows = thresholds_at(Strangers(np.linspace(1, 2, pairs)), np.ones(3))
     assert min((row["far"] for row in rows), default=None) == lowest
 
 
 def test_all_pairs_are_those_of_a_slow_loop(monkeypatch):
-    monkeypatch.setattr(calibration, "BLOCK", 3)
+    monkeypatch.setattr(calibration, "BLOCK_PAIRS", 30)
     rng = np.random.default_rng(1)
     first, second = unit_rows(rng, 10), unit_rows(rng, 10)
     people = np.array(["a", "a", "b", "c", "c", "c", "d", "e", "a", "b"])
@@ -88,8 +93,30 @@ def test_all_pairs_are_those_of_a_slow_loop(monkeypatch):
         (second, [(i, j) for i in range(10) for j in range(10) if i != j]),
     ):
         slow = [(np.linalg.norm(first[i] - other[j]), people[i] == people[j]) for i, j in pairs]
-        for found, of_one in zip(all_pairs(first, other, people), (False, True), strict=True):
-            np.testing.assert_allclose(sorted(found), sorted(d for d, is_one in slow if is_one == of_one), atol=1e-6)
+        strangers, same = all_pairs(first, other, people)
+        found = np.repeat(np.arange(len(strangers.counts)) / calibration.CELLS, strangers.counts)
+        for distances, of_one in ((found, False), (same, True)):
+            wanted = sorted(d for d, is_one in slow if is_one == of_one)
+            np.testing.assert_allclose(sorted(distances), wanted, atol=2e-6)
+
+
+def test_the_pairs_of_many_faces_fit_into_memory():
+    """All distances of 100,000 faces at once would be 20 GB, and the work on them 54."""
+    script = (
+        "import resource, numpy as np; from Evaluation.calibration import all_pairs, thresholds_at\n"
+        "rows = np.random.default_rng(0).normal(size=(FACES, 8)).astype(np.float32)\n"
+        "rows /= np.linalg.norm(rows, axis=1, keepdims=True)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "strangers, same = all_pairs(rows, rows, np.arange(len(rows)) // 4)\n"
+        "thresholds_at(strangers, same)\n"
+        "print(len(strangers) + len(same), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    faces = 12_000  # 72 million pairs: 288 MB of distances alone
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace("FACES", str(faces))], capture_output=True, text=True, cwd=ROOT
+    )
+    pairs, kilobytes = map(int, done.stdout.split())
+    assert pairs == faces * (faces - 1) // 2 and kilobytes < 600_000
 
 
 def test_the_three_protocols_compare_the_right_sides():
@@ -131,7 +158,7 @@ def test_of_several_sources_each_keeps_the_rate():
         assert all(row["distance"] < other["distance"] for row, other in zip(rows, alone[protocol], strict=False))
         for row in rows:
             for strangers, same in found:
-                assert (strangers.astype(float) <= row["distance"]).mean() <= row["far"] / calibration.MARGIN
+                assert strangers.within(row["distance"]) / len(strangers) <= row["far"] / calibration.MARGIN
                 assert row["tar"] <= (same.astype(float) <= row["distance"]).mean()
     # photos of real masks are others than those without: every one is compared with every one
     strangers, same = hard.distances("cross")
