@@ -15,6 +15,7 @@ import torch
 from Data_loader.augmentation import UNMASKED_JITTER, Augmentation, new_mask, random_numbers, relight, similarity
 from Data_loader.face_files import read_face
 from Data_loader.triplet_dataset import FaceSet, empty
+from Data_preprocessing.landmark_file import Landmarks
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Script_tools.chip_geometry import chip_share
 
@@ -42,13 +43,13 @@ class MovedFaces(FaceSet):
     Args:
         folder: of the wide chips, without masks, ``wide_size(image_size)`` px.
         faces: 'person/file' below it.
-        landmarks: (N, 68, 2) float32, their pixels.
+        landmarks: of the N faces, in their pixels.
         image_size: S.
 
     Raises DataError, naming the file, where one is missing or broken.
     """
 
-    def __init__(self, folder: str | Path, faces: Sequence[str], landmarks: np.ndarray, image_size: int, seed: int):
+    def __init__(self, folder: str | Path, faces: Sequence[str], landmarks: Landmarks, image_size: int, seed: int):
         super().__init__(faces, image_size)
         self.folder, self.landmarks, self.seed = Path(folder), landmarks, seed
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from Data_loader.augmentation import Augmentation, change, new_mask, random_numbers
 from Data_loader.face_files import decode, read_face, read_target, resized
 from Data_loader.teacher_descriptors import chip_side, to_size
+from Data_preprocessing.landmark_file import Landmarks
 from Data_preprocessing.mask_drawing import draw_attention_target
 from Script_tools.files import DataError
 
@@ -96,7 +97,7 @@ class TrainDataset(FaceSet):
         *,
         how: Augmentation = Augmentation(),  # noqa: B008 - a NamedTuple does not change
         notmask_data_path: str | Path | None = None,
-        landmarks: np.ndarray | None = None,
+        landmarks: Landmarks | np.ndarray | None = None,
         seed: int = 0,
     ):
         super().__init__(faces, image_size)

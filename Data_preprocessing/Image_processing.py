@@ -156,7 +156,7 @@ def merge_script(outputs: OutputFolders) -> Counter:
     print(f"{merge_shards(outputs)} parts joined into {outputs.manifest}")
     if unfinished:
         print(f"Not complete, so not joined: {', '.join(path.stem for path in unfinished)}. Start them again.")
-    return Counter(fields[2] for fields, _, _ in scan_rows(outputs.manifest))
+    return Counter(fields[2] for fields, _, _ in scan_rows(outputs.manifest, columns=15))
 
 
 def chosen_people(data_path: Path, people_file: str | None) -> list[str]:

@@ -222,7 +222,7 @@ def read_done(files: Iterable[Path], settings: AlignmentSettings) -> dict[str, D
     done = {}
     for path in files:
         whole = 0
-        for fields, _, end in scan_rows(path):
+        for fields, _, end in scan_rows(path, columns=15):
             whole = end
             row = parse_row(fields[:15], path)
             was = f"image_size {row.image_size}, seed {row.seed}"

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_loader.Data_loader_facenet_mask import num_processes
 from Data_loader.moved_faces import WIDE_PADDING, MovedFaces, wide_size
 from Data_loader.triplet_dataset import FaceLoader
-from Data_preprocessing.manifest import read_landmarks
+from Data_preprocessing.landmark_file import read_landmarks
 from Data_preprocessing.photo_files import person_folders, photos_of
 from Evaluation.calibration import align
 from Models.checkpoint import checkpoint_to_change, faces_of, load_checkpoint, require, save_checkpoint

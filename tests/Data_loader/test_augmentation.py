@@ -20,7 +20,8 @@ from Data_loader.augmentation import (
     similarity,
 )
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader, check_padding
-from Data_preprocessing.manifest import read_landmarks, read_manifest
+from Data_preprocessing.landmark_file import read_landmarks
+from Data_preprocessing.manifest import read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.photo_files import read_photo
 from Script_tools.files import DataError
@@ -124,8 +125,9 @@ def test_landmarks_of_the_manifest_are_those_of_the_resized_face(drawn):
     rows = list(read_manifest(drawn / "train_manifest.csv").values())
     faces = [row.face for row in rows][::-1]
     landmarks = read_landmarks(drawn / "train_manifest.csv", faces, 128)
-    assert landmarks.shape == (len(faces), 68, 2) and landmarks.dtype == np.float32
-    assert np.allclose(landmarks[-1], rows[0].landmarks * 2 + 0.5, atol=1e-3)
+    last = landmarks[len(faces) - 1]
+    assert len(landmarks) == len(faces) and last.shape == (68, 2) and last.dtype == np.float32
+    assert np.allclose(last, rows[0].landmarks * 2 + 0.5, atol=1e-3)
     with pytest.raises(DataError, match=r"lacks 1 of the 2 faces of the index: nobody/1.jpg"):
         read_landmarks(drawn / "train_manifest.csv", [faces[0], "nobody/1.jpg"], 64)
     with pytest.raises(DataError, match="There is no manifest"):
@@ -207,7 +209,7 @@ def test_the_map_to_beat_is_the_mean_of_the_targets_that_are_shown(augmented, tm
 def test_faces_that_were_prepared_with_another_padding_are_refused(drawn):
     """They would be shown at the wrong size to a network that has learned the right one."""
     faces = [row.face for row in read_manifest(drawn / "train_manifest.csv").values()]
-    landmarks = read_landmarks(drawn / "train_manifest.csv", faces, 1)
+    landmarks = read_landmarks(drawn / "train_manifest.csv", faces, 1)[np.arange(len(faces))]
     settings = defaults | {"manifest_path": "some.csv"}
     check_padding(landmarks, settings)
     for padding in (0.625, 0.0):
