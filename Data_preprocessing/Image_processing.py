@@ -5,7 +5,6 @@ per photo, where <name> is the photo folder's name. It can be stopped at any tim
 """
 
 import argparse
-import itertools
 import os
 import re
 import sys
@@ -29,6 +28,7 @@ from Script_tools.files import DataError, file_errors, read_names
 from Script_tools.run_lock import BusyError, locked
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.workers import usable_processors
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -42,14 +42,13 @@ def parse_shard(text: str) -> tuple[int, int]:
 def run_shard(
     settings: AlignmentSettings, photos: Iterable[str], workers: int, total: int, shard: tuple[int, int]
 ) -> Summary:
-    """Process every n-th photo, from the i-th, into a manifest part of its own; the last shard joins the parts."""
+    """Process the photos of shard (i, n) into a manifest part of its own; the last shard joins the parts."""
     i, n = shard
     outputs = settings.outputs
     parts = [outputs.manifest.with_suffix(f".shard-{k}-of-{n}.csv") for k in range(1, n + 1)]
     part = parts[i - 1]
     mine = settings._replace(outputs=outputs._replace(manifest=part))
-    share = itertools.islice(photos, i - 1, None, n)
-    summary = process_photos(mine, share, workers, total=len(range(i - 1, total, n)), whole=outputs.manifest)
+    summary = process_photos(mine, photos, workers, total=total, whole=outputs.manifest)
     if not part.exists() and (shard_files(outputs.manifest) or not outputs.manifest.exists()):
         write_manifest([], part)  # nothing to do here, but the others wait for it
     missing = [path.name for path in parts if not path.exists()]
@@ -84,12 +83,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_path", metavar="D", help="photos, one folder per person; default: raw_data_path")
     parser.add_argument("--out_dir", metavar="O", help="where the results go; default: beside D, or as the config says")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; default: one per core (%(default)s)"
+        "--workers", type=int, default=usable_processors(), help="processes; default: one per core (%(default)s)"
     )
     parser.add_argument(
         "--shard",
         metavar="i/n",
-        help="do every n-th photo only, from the i-th; n such runs, on n machines, do all",
+        help="do every n-th person only, from the i-th; n such runs, on n machines, do all",
     )
     parser.add_argument(
         "--merge", action="store_true", help="only join the manifest parts of the complete shards; the last one does it"
@@ -109,7 +108,10 @@ def main(argv: list[str] | None = None) -> Counter:
         raise DataError(f"--workers {args.workers}: must be 1 or more")
     shard = parse_shard(args.shard) if args.shard else None
     people = chosen_people(data_path, args.people)
-    total, left = survey(data_path, people)  # a folder named like a photo is in the manifest too, as unreadable
+    if shard:
+        people = people[shard[0] - 1 :: shard[1]]
+    # a folder named like a photo is in the manifest too, as unreadable
+    total, left = survey(data_path, people, may_be_none=shard is not None)
     settings = AlignmentSettings(
         data_path,
         outputs,

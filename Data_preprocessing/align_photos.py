@@ -245,24 +245,35 @@ def read_done(files: Iterable[Path], settings: AlignmentSettings) -> dict[str, D
 def todo(
     photos: Iterable[str], done: dict[str, Done], settings: AlignmentSettings, summary: Summary, bar: tqdm
 ) -> Iterator[tuple[str, str]]:
-    """Yield (source, face) of the photos to do and count the others; lists one person's photos at a time."""
+    """Yield (source, face) of the photos to do and count the others; lists one person's photos and images at a time,
+    for a question about each file takes long on a network disk."""
     for person, group in itertools.groupby(photos, key=lambda source: source.split("/", 1)[0]):
         sources = list(group)
         names = face_names(settings.data_path, person, sources)
+        there = [faces_in(folder, person) for folder in settings.outputs[:3]]
+        made = set.intersection(*there)
         for source in sources:
             row = done.get(source)
-            if row and is_done(source, names[source], row, settings):
+            if row and is_done(source, names[source], row, settings, made):
                 summary.add(source, row.status, row.reason)
                 bar.update()
             else:
                 yield source, names[source]
 
 
-def is_done(source: str, face: str, row: Done, settings: AlignmentSettings) -> bool:
-    """True if the row still holds for the photo and the images it names are there."""
+def faces_in(folder: Path, person: str) -> set[str]:
+    """The 'person/file' of a person's images in one of the output folders."""
+    try:
+        return {f"{person}/{name}" for name in os.listdir(folder / person)}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def is_done(source: str, face: str, row: Done, settings: AlignmentSettings, made: set[str]) -> bool:
+    """True if the row still holds for the photo and the images it names are there, among those ``made``."""
     if row.source_crc32 is None or row.face != (face if row.status == "ok" else ""):
         return False
-    if row.face and not all((folder / face).is_file() for folder in settings.outputs[:3]):
+    if row.face and face not in made:
         return False
     path = settings.data_path / source
     try:

@@ -41,13 +41,13 @@ def replacing(path: str | Path, tidy: bool = True, to_disk: bool = False) -> Ite
     """Give a temporary name beside ``path``; rename it to ``path`` if the block succeeds, remove it if not.
 
     A reader sees the old file or the whole new one, never a half. ``tidy``: first remove the temporary files of
-    ``path`` that killed runs have left; leave it out where many files are written, for it lists the folder.
+    ``path`` that killed runs have left, and make its folder; leave it out where many files are written into one folder.
     ``to_disk``: so it is after a power cut too, for which the disk is waited for (0.1 s for a checkpoint of 200 MB).
     An OSError without a file name, such as that of a full disk, is given the name ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if tidy:
+        path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path.parent, path.name)
     temporary = temporary_name(path)
     try:

@@ -4,11 +4,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from Script_tools.files import DataError
@@ -37,13 +39,29 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
+@contextmanager
+def without_program() -> Iterator[None]:
+    """Processes that are spawned inside do not import the program that was started.
+
+    Its imports, torch among them, take 400 MB in each; and a script of the user's that does its work without asking
+    ``if __name__ == "__main__"`` would do it again in each.
+    """
+    program = sys.modules["__main__"]
+    kept = {name: program.__dict__.pop(name) for name in ("__file__", "__spec__") if name in program.__dict__}
+    program.__spec__ = None  # multiprocessing asks for it
+    try:
+        yield
+    finally:
+        program.__dict__.update(kept)
+
+
 def map_chunks(
     work: Callable[[list[Task]], Result], tasks: Iterator[Task], size: int, workers: int, what: str
 ) -> Iterator[Result]:
     """Yield ``work`` of the tasks, ``size`` at a time, in order; only a few chunks are under way at any moment.
 
-    One worker is this process. ``work`` must be picklable for several. Raises DataError where a worker process dies;
-    ``what`` it did stands in the message.
+    One worker is this process. For several, ``work`` must be picklable, and not of the program itself, which workers do
+    not import. Raises DataError where a worker process dies; ``what`` it did stands in the message.
     """
     chunks = iter(lambda: list(itertools.islice(tasks, size)), [])
     if workers <= 1:
@@ -54,7 +72,8 @@ def map_chunks(
     waiting = deque()
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(work, chunk))
+            with without_program():  # the first one starts the processes
+                waiting.append(pool.submit(work, chunk))
             if len(waiting) == LOOK_AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -1,8 +1,12 @@
 """Work shared among processes: in order, and never much of it under way."""
 
+import subprocess
+import sys
+
 import pytest
 
 from Script_tools.workers import LOOK_AHEAD, map_chunks
+from tests.conftest import ROOT
 
 
 def echo(chunk):
@@ -19,3 +23,29 @@ def test_only_a_few_tasks_are_under_way(workers):
         assert len(taken) - seen <= 8 * LOOK_AHEAD * workers
         seen += len(rows)
     assert seen == 1000
+
+
+WORK = """
+import sys
+def modules(chunk):
+    return [name for name in ("torch", "mine") if name in sys.modules]
+"""
+WITHOUT_A_GUARD = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from Script_tools.workers import map_chunks
+from work import modules
+print("begins")
+print(*map_chunks(modules, iter(range(4)), 1, 2, "looked"))
+assert __file__.endswith("mine.py")
+"""
+
+
+def test_workers_do_not_import_the_program(tmp_path):
+    """Not its torch, 400 MB in each; and a script of the user's without a guard of __main__ does its work once."""
+    (tmp_path / "work.py").write_text(WORK)
+    (tmp_path / "mine.py").write_text(WITHOUT_A_GUARD)
+    command = [sys.executable, str(tmp_path / "mine.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "begins\n[] [] [] []\n" and done.returncode == 0, done.stderr
