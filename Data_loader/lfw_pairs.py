@@ -182,12 +182,15 @@ def claim(outputs: OutputFolders, data_path: str | Path) -> None:
 
 
 def find_photos(wanted: Iterable[Photo], files_of: Callable[[str], Iterable[str]]) -> dict[Photo, str]:
-    """``(name, number)`` -> 'person/file' of those of the ``wanted`` photos that exist.
+    """``(name, number or file)`` -> 'person/file' of those of the ``wanted`` photos that exist.
 
     ``files_of(person)`` lists a person's files; see ``numbered_photos`` for which number a photo has.
     """
-    of_person = {person: numbered_photos(person, files_of(person)) for person in {name for name, _ in wanted}}
-    return {(name, number): f"{name}/{of_person[name][number]}" for name, number in wanted if number in of_person[name]}
+    of_person = {}
+    for person in {name for name, _ in wanted}:
+        files = list(files_of(person))
+        of_person[person] = {**numbered_photos(person, files), **{file: file for file in files}}
+    return {(name, which): f"{name}/{of_person[name][which]}" for name, which in wanted if which in of_person[name]}
 
 
 def _photos_on_disk(data_path: str | Path, person: str) -> list[str]:
@@ -203,10 +206,16 @@ def _photos_in_cache(wanted: Iterable[Photo], manifest: dict, outputs: OutputFol
         folders = (outputs.face_notmask, outputs.face_mask)
         if row.status != "ok" or all(os.path.isfile(os.path.join(folder, row.face)) for folder in folders):
             person, file = source.split("/", 1)
-            # of photos called otherwise the number is their place among all, and all are not here
-            if re.fullmatch(re.escape(person) + r"_[0-9]{1,18}\.\w+", file):
-                files.setdefault(person, []).append(file)
-    return find_photos(wanted, lambda person: files.get(person, []))
+            files.setdefault(person, []).append(file)
+
+    def called_by_number(person: str) -> list[str]:
+        # of photos called otherwise the number is their place among all, and all are not here
+        name = re.compile(re.escape(person) + r"_[0-9]{1,18}\.\w+")
+        return [file for file in files.get(person, []) if name.fullmatch(file)]
+
+    by_file = {photo for photo in wanted if isinstance(photo[1], str)}
+    found = find_photos(by_file, lambda person: files.get(person, []))
+    return found | find_photos(set(wanted) - by_file, called_by_number)
 
 
 def _nothing_found(data_path: str | Path, pairs_path: str | Path) -> str:
@@ -252,7 +261,7 @@ def _usable_pairs(
     if not keep.any():
         raise DataError(f"{pairs_path}: not one of its {len(keep)} pairs can be used: {skipped}")
     used = [(a, b) for a, b, kept in zip(pairs.first, pairs.second, keep, strict=True) if kept]
-    distinct = sorted({photo for pair in used for photo in pair})
+    distinct = sorted({photo for pair in used for photo in pair}, key=lambda photo: (isinstance(photo[1], str), photo))
     number = {photo: position for position, photo in enumerate(distinct)}
     return PairSet(
         face_notmask=Path(outputs.face_notmask),

@@ -1,4 +1,4 @@
-"""Pairs files in LFW's format."""
+"""Pairs files: LFW's format, and lists of two paths and a label."""
 
 import os
 import re
@@ -10,7 +10,8 @@ import numpy as np
 from Data_preprocessing.photo_files import PHOTO_NUMBER
 from Script_tools.files import DataError
 
-Photo = tuple[str, int]  # a person's name and the number of the photo
+Photo = tuple[str, int | str]  # a person's name and the number of the photo, or its file's name
+LABELS = {"1": True, "0": False, "-1": False}
 
 
 class Pairs(NamedTuple):
@@ -23,9 +24,11 @@ class Pairs(NamedTuple):
 
 
 def read_pairs(pairs_path: str | Path) -> Pairs:
-    """Read a pairs file in LFW's format: ``name number number`` (same person) or ``name number name number``.
+    """Read a pairs file in LFW's format: ``name number number`` (same person) or ``name number name number``; or one
+    of ``person/photo.jpg person/photo.jpg label``, 1 for the same person, else 0 or -1.
 
-    Fields are separated by tabs (then names may contain spaces) or by spaces. The folds come from the first line:
+    Fields are separated by tabs (then names may contain spaces) or by spaces, paths also by commas. The folds come from
+    the first line:
         'N M': N folds of M same and M different pairs (LFW View 2)
         'M':   one fold of M same and M different pairs (LFW View 1), taken in ten parts: thresholds need other folds
         none:  ten parts in the order of the file, View 2's folds where its first line is missing
@@ -36,7 +39,7 @@ def read_pairs(pairs_path: str | Path) -> Pairs:
     """
     header, pairs = None, []
     for number, line in _lines(pairs_path):
-        fields = [field.strip() for field in line.split("\t" if "\t" in line else None)]
+        fields = _fields(line)
         if header is None and not pairs and len(fields) < 3 and all(PHOTO_NUMBER.fullmatch(field) for field in fields):
             header = [int(field) for field in fields]
         else:
@@ -64,7 +67,14 @@ def _lines(pairs_path: str | Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
+def _fields(line: str) -> list[str]:
+    between = "\t" if "\t" in line else "," if line.count(",") == 2 and "/" in line else None
+    return [field.strip() for field in line.split(between)]
+
+
 def _parse_pair(fields: list[str], where: str) -> tuple[Photo, Photo]:
+    if len(fields) == 3 and "/" in fields[0]:
+        return _parse_paths(fields, where)
     if len(fields) == 3:
         photos = (fields[0], fields[1]), (fields[0], fields[2])
     elif len(fields) == 4:
@@ -81,6 +91,25 @@ def _parse_pair(fields: list[str], where: str) -> tuple[Photo, Photo]:
         raise DataError(f"{where}: photo {first[1]} of {first[0]} is paired with itself")
     if len(fields) == 4 and first[0] == second[0]:
         raise DataError(f"{where}: both photos show {first[0]}; a pair of one person is 'name number number'")
+    return first, second
+
+
+def _parse_paths(fields: list[str], where: str) -> tuple[Photo, Photo]:
+    *paths, label = fields
+    if label not in LABELS:
+        raise DataError(f"{where}: {label!r} is no label: it must be 1 for the same person, else 0 or -1")
+    photos = [tuple(path.split("/")) for path in paths]
+    for path, parts in zip(paths, photos, strict=True):
+        if len(parts) != 2 or {"", ".", ".."} & set(parts) or re.search(r"[\\\0]", path) or os.path.splitdrive(path)[0]:
+            raise DataError(f"{where}: {path!r} is not 'person/photo.jpg' below the folder of photos")
+    first, second = photos
+    if first == second:
+        raise DataError(f"{where}: {paths[0]} is paired with itself")
+    if LABELS[label] != (first[0] == second[0]):
+        raise DataError(
+            f"{where}: the label {label} says {'one person' if LABELS[label] else 'two people'}, but the photos lie in "
+            f"the folders {first[0]} and {second[0]}: a folder must hold one person"
+        )
     return first, second
 
 

@@ -101,6 +101,36 @@ def test_bad_line_is_named(tmp_path, line):
         read_pairs(path)
 
 
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ", "])
+@pytest.mark.parametrize("different", ["0", "-1"])
+def test_pairs_as_paths_and_labels(tmp_path, separator, different):
+    lines = [["Ann/x.jpg", "Ann/Ann_0002.jpg", 1], ["Ann/x.jpg", "Bob/1.png", different]]
+    pairs = read_pairs(write_pairs(tmp_path / "pairs.txt", lines, header=None, separator=separator))
+    assert pairs.first == [("Ann", "x.jpg"), ("Ann", "x.jpg")] and pairs.is_same.tolist() == [True, False]
+    assert pairs.second == [("Ann", "Ann_0002.jpg"), ("Bob", "1.png")]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("a/x.jpg b/y.jpg 2", "'2' is no label"),
+        ("a/x.jpg a/y.jpg 0", "the label 0 says two people, but .* folders a and a"),
+        ("a/x.jpg b/y.jpg 1", "the label 1 says one person, but .* folders a and b"),
+        ("a/x.jpg a/x.jpg 1", "paired with itself"),
+        ("../x.jpg b/y.jpg 0", "'../x.jpg' is not 'person/photo.jpg'"),
+        ("a/../../etc/x.jpg b/y.jpg 0", "is not 'person/photo.jpg'"),
+        ("a/b/x.jpg b/y.jpg 0", "is not 'person/photo.jpg'"),
+        ("/etc/passwd b/y.jpg 0", "is not 'person/photo.jpg'"),
+        ("a/x.jpg b/.. 0", "is not 'person/photo.jpg'"),
+        ("a/x.jpg y.jpg 0", "is not 'person/photo.jpg'"),
+    ],
+)
+def test_a_bad_pair_of_paths_is_named(tmp_path, line, what):
+    (tmp_path / "pairs.txt").write_text(f"a/x.jpg a/y.jpg 1\n{line}\n")
+    with pytest.raises(DataError, match=f"line 2: .*{what}"):
+        read_pairs(tmp_path / "pairs.txt")
+
+
 def test_missing_empty_and_binary_files(tmp_path):
     with pytest.raises(DataError, match=r"no pairs file .*--demo"):
         read_pairs(tmp_path / "none.txt")
@@ -159,6 +189,16 @@ def test_photos_are_found_under_any_usual_name():
         ("Eve", 2): "Eve/0007_01.jpg",
         ("Eve", 3): "Eve/me.png",
     }
+
+
+def test_photos_are_found_by_their_files_names():
+    files = {"Ann": ["Ann_0001.jpg", "x.jpg"], "Bob": ["7.png"]}
+    wanted = [("Ann", "x.jpg"), ("Ann", 1), ("Bob", "7.png"), ("Bob", "8.png"), ("Cyd", "x.jpg")]
+    found = {("Ann", "x.jpg"): "Ann/x.jpg", ("Ann", 1): "Ann/Ann_0001.jpg", ("Bob", "7.png"): "Bob/7.png"}
+    assert find_photos(wanted, lambda person: files.get(person, [])) == found
+    manifest = {name: SimpleNamespace(status="no_face") for name in found.values()}
+    outputs = SimpleNamespace(face_notmask="none", face_mask="none")
+    assert lfw_pairs._photos_in_cache(wanted, manifest, outputs) == found
 
 
 def test_in_the_cache_alone_photos_are_not_counted_for_it_holds_a_part_of_them():
@@ -232,6 +272,17 @@ def test_usable_pairs_keep_their_folds_and_the_others_are_counted(config, calls)
     assert pairs.people == [("Ann_Lee", "Ann_Lee"), ("Ann_Lee", "Bob"), ("Cyd", "Cyd"), ("Cyd", "Cyd")]
     assert pairs.skipped == {"no face found": 2, "unreadable photo": 1, "missing photo": 1}
     assert pairs.num_pairs == 8 == len(pairs.index) + sum(pairs.skipped.values())
+
+
+def test_the_same_pairs_as_paths(config, calls, tmp_path):
+    lines = []
+    for line in LINES:
+        photos = [(line[0], line[1]), (line[0], line[2]) if len(line) == 3 else (line[2], line[3])]
+        lines.append([*(f"{name}/{name}_{number:04d}.jpg" for name, number in photos), int(len(line) == 3)])
+    wanted = prepare(config)
+    found = prepare(config, LFW_pairs=str(write_pairs(tmp_path / "paths.txt", lines, header="2\t2")))
+    assert found.faces == wanted.faces and found.people == wanted.people and found.skipped == wanted.skipped
+    assert np.array_equal(found.index, wanted.index) and np.array_equal(found.fold, wanted.fold)
 
 
 def test_each_photo_of_the_pairs_is_aligned_once_into_its_own_cache(config, calls, tmp_path):
