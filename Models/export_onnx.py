@@ -8,6 +8,7 @@ output  embedding  (N, embedding_dim) float32 rows of norm 1
         mask       (N,) float32 0..1, how sure the mask head is; only where the checkpoint has one
 
 What a user of the file must know besides (alignment, scaling, distance, thresholds) stands in its metadata.
+ONNX Runtime reads it, and OpenCV 5 (cv2.dnn.readNetFromONNX).
 Needs three packages more: pip install onnx onnxscript onnxruntime
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from Models.CBAM_Face_attention_Resnet import ScaledConv2d
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Script_tools.chip_geometry import chip_points
 from Script_tools.files import DataError, file_errors, write_whole
@@ -33,6 +35,7 @@ from Script_tools.settings import add_config_arguments, config_from_args
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # of 2022: ONNX Runtime from 1.14, and most converters, read it
 MAX_DIFFERENCE = 1e-4  # between PyTorch and ONNX Runtime, of any value of any output
+MAX_HALF = 2e-2  # likewise, with weights in half precision
 FACES = 32  # of each kind to compare on
 # how a face becomes an input and two embeddings a distance, for whoever has only the file
 ALIGNMENT = {
@@ -81,6 +84,10 @@ def export_network(
     require_packages()
     import onnx
 
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, ScaledConv2d):
+            module.fold()  # OpenCV refuses convolutions whose weights are computed
     outputs = ["embedding"] + ["attention"] * (network.face_attention is not None) + ["mask"] * (mask_head is not None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about parts of itself
@@ -109,7 +116,7 @@ class OutputTensors(torch.nn.Module):
         super().__init__()
         self.network, self.mask_head = network, mask_head is not None
         if mask_head is not None:
-            self.register_buffer("weight", mask_head["weight"].float())
+            self.register_buffer("weight", mask_head["weight"].float()[:, None])  # OpenCV multiplies matrices only
             self.bias = mask_head["bias"]
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -120,7 +127,30 @@ class OutputTensors(torch.nn.Module):
             outputs = tuple(output for output in self.network(images) if output is not None)
         finally:
             hook.remove()
-        return (*outputs, torch.sigmoid(seen[0].float() @ self.weight + self.bias)) if self.mask_head else outputs
+        if not self.mask_head:
+            return outputs
+        return (*outputs, torch.sigmoid(seen[0].float() @ self.weight + self.bias).flatten())
+
+
+def in_half_precision(model: bytes) -> bytes:
+    """The ONNX file with the weights of its convolutions and matrices stored in float16; they become float32 again
+    when it is loaded."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_from_string(model)
+    weights = {node.input[1] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
+    back = []
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            name, stored = tensor.name, f"{tensor.name}_half"
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), stored))
+            back.append(helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*back, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
 
 
 def _global_max_pool(x, output_size):
@@ -181,13 +211,14 @@ def check_export(
     image_size: int,
     rng: np.random.Generator,
     mask_head: dict | None = None,
+    limit: float = MAX_DIFFERENCE,
 ) -> float:
     """The largest difference from PyTorch on noise and on smooth images, in batches of 1 and of 32.
 
     A straightener is compared on smooth images alone, and on both the network behind it: in noise of single pixels a
     rounding error of 6e-6 in its move makes 7e-4 in what comes out (measured; on real faces it makes 9e-7).
 
-    Raises DataError if it is not below MAX_DIFFERENCE.
+    Raises DataError if it is not below ``limit``.
     """
     images = noise_and_smooth_faces(FACES, image_size, rng)
     compared = [(model, network, images)]
@@ -202,9 +233,9 @@ def check_export(
         for batch_size in (1, FACES)
     ]
     difference = float(np.max(differences))
-    if not difference < MAX_DIFFERENCE:  # NaN too
+    if not difference < limit:  # NaN too
         raise DataError(
-            f"The exported network differs from PyTorch by {difference:.2g}, which is not below {MAX_DIFFERENCE:g}: "
+            f"The exported network differs from PyTorch by {difference:.2g}, which is not below {limit:g}: "
             "no file is written. Try another version of torch, onnxscript or onnxruntime, or another checkpoint."
         )
     return difference
@@ -236,6 +267,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--checkpoint", metavar="PATH", help="a .pt file (default: the newest best.pt, or else the shipped)"
     )
     parser.add_argument("--output", metavar="PATH", help="the file to write (default: the checkpoint's name, .onnx)")
+    parser.add_argument(
+        "--half", action="store_true", help="weights in half precision: half as large, for ONNX Runtime, not for OpenCV"
+    )
     add_config_arguments(parser)
     return parser.parse_args(argv)
 
@@ -254,7 +288,10 @@ def main(argv=None) -> Path:
     image_size = checkpoint["config"]["image_size"]
     head = checkpoint.get("mask_head")
     model = export_network(network, image_size, checkpoint_metadata(checkpoint, path), head)
-    difference = check_export(model, network, image_size, np.random.default_rng(config["seed"]), head)
+    if args.half:
+        model = in_half_precision(model)
+    limit = MAX_HALF if args.half else MAX_DIFFERENCE
+    difference = check_export(model, network, image_size, np.random.default_rng(config["seed"]), head, limit)
     with file_errors(output):
         write_whole(output, model)
     print(f"checkpoint {path}, epoch {checkpoint['progress']['epoch']}, input (N, 3, {image_size}, {image_size})")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,8 @@ import torch
 from config_mask import config
 from Models import checkpoint, export_onnx
 from Models.CBAM_Face_attention_Resnet import build_model
-from Models.checkpoint import save_checkpoint
-from Models.export_onnx import export_network, max_difference, noise_and_smooth_faces
+from Models.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
+from Models.export_onnx import OutputTensors, export_network, max_difference, noise_and_smooth_faces
 from Models.straightener import Straightener
 from Script_tools.files import DataError
 from tests.conftest import ROOT
@@ -116,11 +117,53 @@ def test_the_exported_network_computes_what_pytorch_does(size, attention, straig
     assert max_difference(model, network, images, 8) > 1e-3
 
 
+def in_opencv(model: bytes, images: np.ndarray) -> list[np.ndarray]:
+    """What OpenCV computes of (N, 3, S, S) uint8 images, one after the other: the outputs, each with N rows."""
+    network = cv2.dnn.readNetFromONNX(np.frombuffer(model, np.uint8))
+    rows = []
+    for image in images:
+        network.setInput((image[None].astype(np.float32) - 127.5) / 127.5)
+        rows.append(network.forward(network.getUnconnectedOutLayersNames()))
+    return [np.concatenate(part) for part in zip(*rows, strict=True)]
+
+
+# OpenCV 4 has no GridSample
+@pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 does not read what a straightener needs")
+@pytest.mark.parametrize("straightens", [False, True])
+def test_opencv_reads_it_too(straightens):
+    """It refuses convolutions whose weights are computed or shared, and products of a matrix and a vector."""
+    needs_packages()
+    network = trained("supervised", 80)
+    if straightens:
+        network.straightener = Straightener().eval()
+    head = {"weight": torch.randn(4 * 512) / 50, "bias": 0.1}
+    images = noise_and_smooth_faces(2, 80, np.random.default_rng(0))
+    with torch.inference_mode():
+        wanted = OutputTensors(network, head)(torch.from_numpy(images))
+    found = in_opencv(export_network(network, 80, {}, head), images)
+    for values, own in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(values.reshape(own.shape), own, atol=1e-4)
+
+
+def test_in_half_precision_the_file_is_half_as_large(checkpoint_path, tmp_path):
+    needs_packages()
+    sizes = {}
+    for options in ((), ("--half",)):
+        output = tmp_path / f"network{''.join(options)}.onnx"
+        export_onnx.main(["--checkpoint", str(checkpoint_path), "--output", str(output), *options])
+        sizes[options] = output.stat().st_size
+    assert sizes["--half",] < 0.52 * sizes[()]
+    network = network_from_checkpoint(load_checkpoint(checkpoint_path))
+    images = noise_and_smooth_faces(4, 80, np.random.default_rng(0))
+    assert 1e-6 < max_difference(output.read_bytes(), network, images, 8) < 1e-2
+
+
 @pytest.mark.skipif(not checkpoint.SHIPPED.is_file(), reason="no network is shipped")
 def test_the_shipped_network_with_its_straightener_is_exported(tmp_path):
     needs_packages()
-    output = export_onnx.main(["--output_path", str(tmp_path), "--output", str(tmp_path / "v9.onnx")])
-    assert output.stat().st_size > 60e6  # in single precision
+    for options, size in (((), 68e6), (("--half",), 34.3e6)):
+        output = export_onnx.main(["--output_path", str(tmp_path), "--output", str(tmp_path / "v9.onnx"), *options])
+        assert output.stat().st_size == pytest.approx(size, rel=0.05)
 
 
 def test_a_difference_in_a_straightener_or_behind_it_is_seen():
