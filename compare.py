@@ -25,10 +25,10 @@ from Data_preprocessing.face_alignment import MAX_DETECTION_SIDE, AlignedFace
 from Data_preprocessing.photo_files import PHOTO_KINDS, is_person_name, left_out, read_photo, split_files
 from Evaluation.calibration import decide, protocol_of
 from Evaluation.embed import faces_as_seen, read_faces
-from Evaluation.pictures import ShownFace, plot_comparison, shortened
-from Models.checkpoint import SHIPPED, faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Evaluation.pictures import ShownFace, check_picture, plot_comparison, shortened
+from Models.checkpoint import SHIPPED, as_written, faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Models.mask_head import mask_probability
-from Script_tools.files import DataError, write_whole
+from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
@@ -106,12 +106,13 @@ class Comparer:
         self.network = network_from_checkpoint(checkpoint, path).to(device)
         self.aligner = aligner_for(predictor_path, **faces_of(checkpoint["config"]))
         self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
-        self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
-        if far is None and self.thresholds:
-            far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in SIDES))
-        self.far = far
-        for protocol in SIDES if self.thresholds else ():
-            decide(0.0, self.thresholds[protocol], far)
+        with as_written(path):
+            self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
+            if far is None and self.thresholds:
+                far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in SIDES))
+            self.far = far
+            for protocol in SIDES if self.thresholds else ():
+                decide(0.0, self.thresholds[protocol], far)
 
     def read(self, path: str | Path) -> Face:
         """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face."""
@@ -348,7 +349,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help=f"of strangers that may pass (default: {FAR}, or the lowest)",
     )
     parser.add_argument("--nearest", type=int, default=5, metavar="K", help="people of a folder (default: %(default)s)")
-    parser.add_argument("--picture", metavar="PATH", help="write photos, aligned faces and attention as one PNG")
+    parser.add_argument("--picture", metavar="PATH", help="write photos, aligned faces and attention as a picture")
     parser.add_argument(
         "--json",
         nargs="?",
@@ -375,6 +376,10 @@ def main(argv=None) -> dict:
         raise DataError("Both are folders: give one photo, and a photo or a folder to compare it with.")
     if args.nearest < 1:
         raise DataError(f"--nearest {args.nearest}: must be 1 or more")
+    if args.picture:
+        check_picture(args.picture)
+    if args.json and Path(args.json).is_dir():
+        raise DataError(f"--json {args.json} is a folder: name the file to write")
     checkpoint_path = Path(args.checkpoint or checkpoint_with_thresholds(config["output_path"])).expanduser()
     comparer = Comparer(
         checkpoint_path, config["predictor_path"], choose_device(args.device), args.far, args.average_flip
@@ -396,7 +401,8 @@ def main(argv=None) -> dict:
     }
     text = json.dumps(report, indent=2)
     if args.json and args.json != "-":
-        write_whole(args.json, text + "\n")
+        with file_errors(args.json):
+            write_whole(args.json, text + "\n")
     print(text if args.json == "-" else describe(report))
     return report
 

@@ -3,11 +3,14 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
+from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -15,10 +18,18 @@ from matplotlib.ticker import MaxNLocator
 
 from Data_preprocessing.face_alignment import Box
 from Evaluation.embed import faces_as_seen, read_faces
-from Script_tools.files import file_errors, write_whole
+from Script_tools.files import DataError, file_errors, write_whole
 
 HARDEST = 8  # pairs of each kind on a sheet
 SHEET_PAIRS = 4  # side by side
+LONGEST = 1600  # px of a photo that is shown
+RIGHT, WRONG = "tab:green", "tab:red"  # frames of pairs
+FORMATS = ("png", "jpg", "jpeg", "webp", "pdf", "svg")  # by a picture's name
+# tried where matplotlib's own letters lack some: of Linux, Windows and macOS
+FONTS = (
+    "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei",
+    "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS",
+)  # fmt: skip
 OVERLAY = {"cmap": "turbo", "alpha": 0.45, "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
 # panel -> columns of metrics.csv and how they are called; whether on a logarithmic scale
 CURVES = {
@@ -42,34 +53,70 @@ class ShownFace(NamedTuple):
     caption: str
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise DataError unless a picture can be called so."""
+    if Path(path).is_dir():
+        raise DataError(f"{path} is a folder: name the picture to write")
+    if Path(path).suffix.lower()[1:] not in FORMATS:
+        raise DataError(f"{path}: a picture's name must end in one of {', '.join(f'.{name}' for name in FORMATS)}")
+
+
+@lru_cache(maxsize=1)
+def fonts() -> dict[str, object]:
+    """Those of FONTS that this machine has, by name, in that order."""
+    there = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
+    return {name: font_manager.get_font(there[name]) for name in FONTS if name in there}
+
+
+def drawable(text: str) -> str:
+    """The text as it can be drawn: letters that no font of this machine has are escaped, as \\u674e; dollars stand for
+    themselves, not for a formula."""
+    known = fonts().values()
+    letters = (
+        c
+        if c == "\n" or any(font.get_char_index(ord(c)) for font in known)
+        else c.encode("ascii", "backslashreplace").decode()
+        for c in text
+    )
+    return "".join(letters).replace("$", r"\$")
+
+
 @contextmanager
 def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of ``width`` x ``height`` inches that is written to ``path`` as PNG, whole, at the end of the block.
+    """A figure of ``width`` x ``height`` inches that is written to ``path``, whole, at the end of the block, in the
+    format that its name says.
 
     It is no pyplot figure: nothing stays open. Raises DataError where it cannot be written.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
-    yield figure
-    picture = io.BytesIO()  # the writer of PNG hides a full disk behind an error of its own
-    figure.savefig(picture, format="png", dpi=110)
+    check_picture(path)
+    with rc_context({"font.family": list(fonts())}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        picture = io.BytesIO()  # the writer of PNG hides a full disk behind an error of its own
+        figure.savefig(picture, format=Path(path).suffix.lower()[1:], dpi=110)
     with file_errors(path):
         write_whole(path, picture.getvalue())
 
 
 def plot_roc(evaluations: dict, path: str | Path, title: str = "") -> None:
-    """Write the ROC curves of several protocols as one PNG: AUC in the legend, an inset with logarithmic FAR.
+    """Write the ROC curves of several protocols as one picture: AUC in the legend, an inset with logarithmic FAR, which
+    begins where one stranger passes: of less the pairs say nothing.
 
     ``evaluations``: {protocol: Evaluation of scores.py}.
     """
+    rates = np.concatenate([e.false_positive_rate for e in evaluations.values()])
+    least = min(rates[rates > 0], default=1e-4)
     with saved_figure(path, 6.5, 6) as figure:
         axes = figure.subplots()
         inset = axes.inset_axes([0.42, 0.3, 0.54, 0.4])
         for name, e in evaluations.items():
             axes.plot(e.false_positive_rate, e.true_positive_rate, label=f"{name}: AUC {e.roc_auc:.4f}")
-            inset.plot(np.maximum(e.false_positive_rate, 1e-4), e.true_positive_rate)
+            inset.plot(np.maximum(e.false_positive_rate, least), e.true_positive_rate)
         axes.plot([0, 1], [0, 1], color="0.8", linestyle="--", linewidth=1)
-        axes.set(xlabel="false accept rate", ylabel="true accept rate", title=title, xlim=(0, 1), ylim=(0, 1.005))
-        inset.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.005))
+        axes.set(
+            xlabel="false accept rate", ylabel="true accept rate", title=drawable(title), xlim=(0, 1), ylim=(0, 1.005)
+        )
+        inset.set(xscale="log", xlim=(min(least, 0.5), 1), ylim=(0, 1.005))
         inset.set_title("false accept rate, logarithmic", fontsize=8)
         for each in (axes, inset):
             each.grid(alpha=0.3)
@@ -86,18 +133,19 @@ def show_face(axes, chip: np.ndarray, attention: np.ndarray | None) -> AxesImage
 
 
 def plot_comparison(first: ShownFace, second: ShownFace, title: str, path: str | Path) -> None:
-    """Write one PNG: a row for each photo with the face's box, the aligned face, and what the network looks at.
+    """Write one picture: a row for each photo with the face's box, the aligned face, and what the network looks at.
 
     Without attention maps the last column is left out.
     """
     with_attention = first.attention is not None
     with saved_figure(path, 9.6 if with_attention else 6.4, 6.8) as figure:
-        figure.suptitle(title)
+        figure.suptitle(drawable(title))
         rows = figure.subplots(2, 2 + with_attention, squeeze=False)
         for row, face in zip(rows, (first, second), strict=True):
-            row[0].imshow(face.photo)
-            row[0].add_patch(box_in(face.photo.shape, face.box))
-            row[0].set_title(face.caption, fontsize=9)
+            photo, box = smaller(face.photo, face.box)
+            row[0].imshow(photo)
+            row[0].add_patch(box_in(photo.shape, box))
+            row[0].set_title(drawable(face.caption), fontsize=9)
             row[0].set_axis_off()
             show_face(row[1], face.chip, None)
             row[1].set_title(f"as the network sees it, {face.chip.shape[0]} px", fontsize=9)
@@ -106,6 +154,15 @@ def plot_comparison(first: ShownFace, second: ShownFace, title: str, path: str |
                 row[2].set_title("where the network looks", fontsize=9)
         if with_attention:
             figure.colorbar(overlay, ax=rows[:, 2], shrink=0.5, ticks=(0, 0.5, 1), label="attention")
+
+
+def smaller(photo: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
+    """A photo of LONGEST px at most, and the box in it: matplotlib turns every pixel into 16 bytes and more."""
+    share = LONGEST / max(photo.shape[:2])
+    if share >= 1:
+        return photo, box
+    size = round(photo.shape[1] * share), round(photo.shape[0] * share)
+    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA), tuple(round(side * share) for side in box)
 
 
 def box_in(shape: tuple[int, ...], box: Box) -> Rectangle:
@@ -153,7 +210,8 @@ def write_pictures(
             names = [" / ".join(dict.fromkeys(pairs.people[row])).replace("_", " ") for row in rows]
             captions = [f"{distances[protocol][row]:.3f}  {name}" for row, name in zip(rows, names, strict=True)]
             path = Path(folder, f"{kind}_{protocol.replace(' ', '_')}.png")
-            plot_sheet(chips, attention, captions, title, path)
+            right = (distances[protocol][rows] <= thresholds[protocol]) == pairs.is_same[rows]
+            plot_sheet(chips, attention, captions, title, path, right)
 
 
 def error_titles(protocol: str, distances: np.ndarray, threshold: float, is_same: np.ndarray) -> tuple[str, str]:
@@ -168,22 +226,31 @@ def error_titles(protocol: str, distances: np.ndarray, threshold: float, is_same
 
 
 def plot_sheet(
-    chips: Sequence[np.ndarray], attention: Sequence, captions: Sequence[str], title: str, path: str | Path
+    chips: Sequence[np.ndarray],
+    attention: Sequence,
+    captions: Sequence[str],
+    title: str,
+    path: str | Path,
+    right: Sequence[bool],
 ) -> None:
-    """Write a PNG of N pairs: for each, its caption, both faces, and under them the attention over both.
+    """Write a PNG of N pairs: for each, its caption, both faces, and under them the attention over both; red where the
+    threshold gets it wrong.
 
     Args:
         chips: first faces and second faces, each (N, S, S, 3) uint8 RGB.
         attention: of the first and of the second faces, each N maps (h, w) 0..1 or None.
+        right: whether the threshold gets it right, of each pair.
     """
     columns = min(SHEET_PAIRS, len(captions))
     rows = -(-len(captions) // columns)
     with_attention = attention[0][0] is not None
     with saved_figure(path, 3.1 * columns, (3.5 if with_attention else 1.95) * rows + 0.7) as figure:
-        figure.suptitle(f"{title}\nattention: blue 0, red 1" if with_attention else title)
+        about = "caption green: the threshold gets it right, red: wrong"
+        figure.suptitle(f"{drawable(title)}\n{about}" + ("; attention: blue 0, red 1" if with_attention else ""))
         parts = np.atleast_1d(figure.subfigures(rows, columns)).ravel()
         for number, caption in enumerate(captions):
-            parts[number].suptitle(shortened(caption), fontsize=8)
+            colour = RIGHT if right[number] else WRONG
+            parts[number].suptitle(drawable(shortened(caption)), fontsize=8, color=colour)
             grid = parts[number].subplots(1 + with_attention, 2, squeeze=False)
             for side in range(2):
                 show_face(grid[0, side], chips[side][number], None)

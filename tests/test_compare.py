@@ -16,7 +16,7 @@ from Data_preprocessing import face_alignment
 from Data_preprocessing.face_alignment import AlignedFace
 from Models import checkpoint
 from Models.CBAM_Face_attention_Resnet import build_model
-from Models.checkpoint import save_checkpoint
+from Models.checkpoint import load_checkpoint, save_checkpoint
 from Script_tools.files import DataError
 from tests.conftest import ROOT
 from Training.state import plain_config
@@ -271,6 +271,24 @@ def test_the_json_is_the_report_printed_alone_or_written(drawn, strict, tmp_path
     (tmp_path / "text.jpg").write_text("no photo")
     failed = run(photo(drawn, 0), tmp_path / "text.jpg", "--json", "-", checkpoint=strict)
     assert json.loads(capsys.readouterr().out) == failed and "cannot be read" in failed["error"]
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work(drawn, strict, tmp_path):
+    for option, name, what in (
+        ("--json", ".", "is a folder"), ("--picture", ".", "is a folder"), ("--picture", "a.gif", "must end in one of"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=what):
+            run(tmp_path / "none.jpg", photo(drawn, 1), option, tmp_path / name, checkpoint=strict)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"average_flip": True}, "text", {"average_flip": True, "unmasked": [], "masked": 5}]
+)
+def test_damaged_thresholds_are_said_of_the_file(drawn, strict, tmp_path, damage):
+    state = load_checkpoint(strict) | {"thresholds": damage}
+    save_checkpoint(tmp_path / "damaged.pt", {key: value for key, value in state.items() if key != "format"})
+    with pytest.raises(DataError, match=r"damaged\.pt does not hold what train_maskV9\.py writes"):
+        run(photo(drawn, 0), photo(drawn, 1), checkpoint=tmp_path / "damaged.pt")
 
 
 def test_json_without_a_path_is_printed(drawn, strict, capsys):

@@ -19,6 +19,7 @@ from Evaluation.pictures import (
     plot_learning_curves,
     plot_sheet,
 )
+from Evaluation.scores import evaluate_lfw
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import save_checkpoint
 from Script_tools.files import DataError
@@ -95,11 +96,57 @@ def test_a_sheet_holds_every_pair(tmp_path, count):
     path = tmp_path / "sheet.png"
     colours = [(40 * n + 30, 200, 20 * n) for n in range(count)]
     chips = np.stack([np.full((64, 64, 3), colour, np.uint8) for colour in colours])
-    plot_sheet([chips, chips], [[None] * count] * 2, ["0.512  " + "a long name " * 9] * count, "title", path)
+    plot_sheet(
+        [chips, chips], [[None] * count] * 2, ["0.512  " + "a long name " * 9] * count, "title", path, [True] * count
+    )
     image = pixels(path)
     assert all(is_there(image, colour, 5_000) for colour in colours)
-    plot_sheet([chips, chips], [np.full((count, 2, 2), 0.5)] * 2, ["x"] * count, "title", path)
+    green, red = (44, 160, 44), (214, 39, 40)
+    assert is_there(image, green, 40) and not is_there(image, red, 5)  # the captions
+    plot_sheet([chips, chips], [np.full((count, 2, 2), 0.5)] * 2, ["\u2588"] * count, "title", path, [False] * count)
+    assert is_there(pixels(path), red, 20) and not is_there(pixels(path), green, 5)
     assert pixels(path).shape[0] > image.shape[0]  # another row for the attention
+
+
+@pytest.mark.parametrize("text", ["$5 and $6.jpg", r"$\frac$", "\u674e\u96f7", "Jos\u00e9", "a_b^c{d}"])
+def test_names_are_drawn_as_they_are(tmp_path, text, recwarn):
+    """Two dollars were a formula, letters that no font has were boxes."""
+    plot_comparison(shown((9, 9, 9))._replace(caption=text), shown((9, 9, 9)), text, tmp_path / "picture.png")
+    assert not [warning for warning in recwarn if "missing from" in str(warning.message)]
+    assert pictures.drawable("Jos\u00e9 $1") == "Jos\u00e9 \\$1"
+
+
+def test_the_pictures_name_says_its_format(tmp_path):
+    for name, form in (("a.jpg", "JPEG"), ("a.PNG", "PNG"), ("a.webp", "WEBP")):
+        plot_comparison(shown((9, 9, 9)), shown((9, 9, 9)), "title", tmp_path / name)
+        assert Image.open(tmp_path / name).format == form
+    for name, what in (("a.gif", "must end in one of"), ("a", "must end in one of"), (".", "is a folder")):
+        with pytest.raises(DataError, match=what):
+            plot_comparison(shown((9, 9, 9)), shown((9, 9, 9)), "title", tmp_path / name)
+
+
+def test_a_large_photo_is_shown_smaller_with_its_box():
+    photo, box = pictures.smaller(np.full((6000, 8000, 3), 90, np.uint8), (4000, 3000, 4800, 3600))
+    assert photo.shape == (1200, 1600, 3) and box == (800, 600, 960, 720)
+    small = np.zeros((100, 160, 3), np.uint8)
+    assert pictures.smaller(small, (1, 2, 3, 4)) == (small, (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("strangers", [40, 300])
+def test_the_roc_begins_where_one_stranger_passes(tmp_path, monkeypatch, strangers):
+    """Of 147 pairs of strangers nothing is known at a rate of 0.0001."""
+    rng = np.random.default_rng(0)
+    distances, labels = rng.random(2 * strangers), np.arange(2 * strangers) < strangers
+    result = evaluate_lfw(distances, labels, pltshow=False, num_folds=2)
+    seen, original = [], pictures.Figure.savefig
+
+    def look(figure, *args, **options):
+        seen.append(figure.axes[0].child_axes[0].get_xlim())
+        return original(figure, *args, **options)
+
+    monkeypatch.setattr(pictures.Figure, "savefig", look)
+    pictures.plot_roc({"pairs": result}, tmp_path / "roc.png")
+    assert seen == [(pytest.approx(1 / strangers), 1)]
 
 
 def test_histograms_tell_same_from_different(tmp_path):
