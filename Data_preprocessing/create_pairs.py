@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of
+from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of, survey
 from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
@@ -56,6 +56,11 @@ def read_people(data_path: str | Path) -> People:
         photos = photos_of(data_path, name)
         if not photos:
             continue
+        if any("\udc80" <= letter <= "\udcff" for letter in name):
+            raise DataError(
+                f"The folder {name!r} has a name that Python does not read as UTF-8 here: set PYTHONUTF8=1 (or a UTF-8 "
+                "locale) before the command, or rename it."
+            )
         if not name.isprintable() or name != name.strip():
             raise DataError(f"The folder {name!r} has a tab, a blank at an end or the like in its name: rename it.")
         form = re.compile(re.escape(name) + r"_([0-9]{1,18})\.[A-Za-z]+")
@@ -74,6 +79,8 @@ def read_people(data_path: str | Path) -> People:
                 f"{data_path}/{name} has two photos of one number, such as _1.jpg and _0001.jpg: rename one."
             )
         people.append((name, numbers))
+    if not people:
+        survey(data_path, person_folders(data_path))  # tells where photos are
     if in_order:
         print(
             f"note: no photo of {len(in_order)} of {len(people)} people, such as {in_order[0]}, is called "

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Data_preprocessing.photo_files import person_folders, photos_of
+from Data_preprocessing.photo_files import person_folders, photos_of, survey
 from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
@@ -36,6 +36,7 @@ def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
             ids += faces
             counts.append(len(faces))
     if not ids:
+        survey(data_path, person_folders(data_path))  # tells where photos are, if none is here
         raise DataError(
             f"{data_path} has no .jpg file in any sub-folder: make the aligned faces first, "
             "with Data_preprocessing/Image_processing.py"

@@ -1,6 +1,9 @@
 """create_pairs.py: the format, no pair twice, folds without shared people, and how many pairs are possible."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from Data_loader.lfw_pairs import find_photos
 from Data_preprocessing.create_pairs import create_pairs, different_pairs, main, same_pairs, split_people
+from Data_preprocessing.make_csv import make_csv
 from Data_preprocessing.pairs_file import read_pairs
 from Data_preprocessing.photo_files import photos_of
 from Script_tools.files import DataError
@@ -129,7 +133,7 @@ def test_folds_are_even_in_people_and_in_pairs():
         ({"a": ["1.jpg", "2.jpg"], "b": ["1.jpg"]}, 1, "1 same and 2 different pairs each; give --pairs 1 or less"),
         ({"a": ["1.jpg", "2.jpg"], "b": ["1.jpg"]}, 2, "0 same and 0 different pairs each; give fewer folds"),
         ({"a": ["1.jpg"], "b": ["1.jpg"]}, 1, "0 same and 1 different pairs"),
-        ({"a": []}, 3, "0 same and 0 different pairs"),
+        ({"a": []}, 3, "There are no photos"),
     ],
 )
 def test_too_few_people_or_photos(tmp_path, people, folds, advice):
@@ -166,6 +170,27 @@ def test_other_file_names_are_a_clear_error(tmp_path, file):
     (data / "a" / file).touch()
     with pytest.raises(DataError, match=r"named <name>/<name>_0001\.jpg, here a/a_0001\.jpg"):
         create_pairs(data, tmp_path / "pairs.txt", 1, 1, 0)
+
+
+def test_one_level_too_high_says_where_the_photos_are(tmp_path):
+    """VGGFace2 unpacks to data/train/n000001/..."""
+    data = tmp_path / "data"
+    fill(data / "train", {"n1": ["1.jpg", "2.jpg"], "n2": ["1.jpg", "2.jpg"]})
+    (data / "test").mkdir()
+    for work in (lambda: create_pairs(data, tmp_path / "p.txt", 1, 1, 0), lambda: make_csv(data, tmp_path / "i.csv")):
+        with pytest.raises(DataError, match=rf"one folder deeper: did you mean {data / 'train'}"):
+            work()
+
+
+def test_in_the_c_locale_a_name_is_said_to_be_none_of_utf8(tmp_path):
+    data = fill(tmp_path / "people", {"Jos\u00e9": ["1.jpg", "2.jpg"], "Ann": ["1.jpg", "2.jpg"]})
+    script = [sys.executable, str(ROOT / "Data_preprocessing" / "create_pairs.py"), "--data_path", str(data)]
+    script += ["--folds", "1", "--pairs", "1"]
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(script, capture_output=True, text=True, env=plain)
+    assert done.returncode == 2 and "set PYTHONUTF8=1" in done.stderr
+    done = subprocess.run(script, capture_output=True, text=True, env={**plain, "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr
 
 
 def test_photos_called_otherwise_count_in_sorted_order(tmp_path, capsys):
