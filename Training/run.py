@@ -147,9 +147,14 @@ class TrainingRun:
         self.log(f"training faces: {len(dataset)} of {people} people in {dataset.data_path}")
         for key, test_set in test_sets.items():
             skipped = _reasons(test_set.pairs.skipped) or "none skipped"
-            self.log(f"test pairs {key}: {len(test_set.pairs.is_same)} used, {skipped}")
+            self.log(f"test pairs {self._called(key)}: {len(test_set.pairs.is_same)} used, {skipped}")
         self._log_space(checkpoint_bytes(network, self.config["optimizer"]))
         self._add_start(describe_start(device, self.config["train_data_index"], len(dataset), people))
+
+    def _called(self, test_set: str) -> str:
+        """A test set as it is told: by its folder, for not everyone's is LFW."""
+        folder = {"lfw": "LFW_data_path", "notlfw": "NOTLFW_data_path"}.get(test_set)
+        return Path(self.config[folder]).name if folder else test_set
 
     def _log_space(self, size: int) -> None:
         kept = 2 + self.config["epochs"] // self.config["save_every"]  # last.pt, best.pt, epoch_NNN.pt
@@ -187,7 +192,7 @@ class TrainingRun:
             self.log(COLLAPSE_ADVICE)
         for test_set, protocols in evaluations.items():
             picture = self.pictures / f"{test_set}_epoch_{progress['epoch']:03d}.png"
-            plot_roc(protocols, picture, title=f"{self.name}, epoch {progress['epoch']}, {test_set}")
+            plot_roc(protocols, picture, title=f"{self.name}, epoch {progress['epoch']}, {self._called(test_set)}")
         plot_learning_curves(self.rows, self.pictures / "learning_curves.png")
         self.scores = scores
 
@@ -200,7 +205,8 @@ class TrainingRun:
             )
         teacher = "" if figures["teacher_loss"] is None else f"  teacher {figures['teacher_loss']:.3f}"
         aucs = "  ".join(
-            f"{name} AUC " + " ".join(f"{protocol} {summary['auc']:.4f}" for protocol, summary in protocols.items())
+            f"{self._called(name)} AUC "
+            + " ".join(f"{protocol} {summary['auc']:.4f}" for protocol, summary in protocols.items())
             for name, protocols in scores.items()
         )
         packed = ""

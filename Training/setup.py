@@ -60,7 +60,7 @@ class RunData(NamedTuple):
                 optimistic = ", so its figures are optimistic" if shared else ""
                 lines.append(f"people of {name} on whom best.pt is chosen: {shared} of {there}{optimistic}")
         if self.selection == "lfw":
-            lines.append("best.pt is chosen on the people it is tested on (lfw): its figures will be optimistic")
+            lines.append("best.pt is chosen on the people it is tested on (LFW_pairs): its figures will be optimistic")
         if names_that_tell_nothing(self.people):
             lines.append(
                 "The people trained on have numbers for names, so nobody can be left out of the tests for having been "

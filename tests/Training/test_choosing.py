@@ -39,7 +39,7 @@ def test_the_people_it_is_chosen_on_are_counted_and_told(drawn_options, tmp_path
     result = train(drawn_options, tmp_path, "--epochs", "1", "--select_pairs", pairs)
     assert "people of lfw on whom best.pt is chosen: 8 of 8, so its figures are optimistic" in log_of(tmp_path, result)
     result = train(drawn_options, tmp_path / "other", "--epochs", "1")
-    assert "chosen on the people it is tested on (lfw)" in log_of(tmp_path / "other", result)
+    assert "chosen on the people it is tested on (LFW_pairs)" in log_of(tmp_path / "other", result)
 
 
 def test_pairs_that_cannot_be_scored_are_refused_before_the_first_epoch(drawn_options, tmp_path, monkeypatch):

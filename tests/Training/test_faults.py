@@ -190,7 +190,7 @@ def test_test_people_that_are_trained_on_are_told_and_left_out(tiny, drawn, draw
         assert int(row[f"{protocol}_pairs"]) == 180 - overlapping
         assert row[f"{protocol}_skipped"] == f"{overlapping} person trained on"
     log = (result["metrics"].parent / "train.log").read_text()
-    assert f"test pairs lfw: {180 - overlapping} used, {overlapping} person trained on" in log
+    assert f"test pairs {both.name}: {180 - overlapping} used, {overlapping} person trained on" in log
 
 
 def test_log_and_metrics_can_be_read_at_any_time_and_tell_the_clock(tiny, drawn_options, tmp_path):
