@@ -15,7 +15,7 @@ from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Evaluation.pictures import plot_roc, write_pictures
 from Evaluation.scores import AS_IS, PROTOCOLS, evaluate_lfw, format_table, pair_distances, score_pairs
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
-from Script_tools.files import file_errors, write_whole
+from Script_tools.files import file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
@@ -55,7 +55,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tuple[str, str]:
     """Photos and pairs to test on: what the command line says, else the config's, else those of the training run."""
     if args.data_path or args.pairs_path:
-        made = Path(f"{Path(args.data_path).expanduser().resolve()}_pairs.txt") if args.data_path else None
+        made = Path(f"{user_path(args.data_path)}_pairs.txt") if args.data_path else None
         beside = str(made) if made and made.is_file() else config["LFW_pairs"]  # create_pairs.py puts it there
         return args.data_path or config["LFW_data_path"], args.pairs_path or beside
     chosen = config

@@ -5,7 +5,6 @@ per photo, where <name> is the photo folder's name. It can be stopped at any tim
 """
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from Data_preprocessing.manifest import (
 )  # fmt: skip
 from Data_preprocessing.photo_files import iter_photos, left_out, person_folders, survey
 from Data_preprocessing.photo_images import AlignmentSettings
-from Script_tools.files import DataError, file_errors, read_names
+from Script_tools.files import DataError, file_errors, read_names, user_path
 from Script_tools.run_lock import BusyError, locked
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
@@ -135,9 +134,9 @@ def main(argv: list[str] | None = None) -> Counter:
 
 def chosen_folders(args: argparse.Namespace, config: dict) -> tuple[Path, OutputFolders]:
     """The photo folder and where the results go: named after --data_path or --out_dir, else as the config says."""
-    data_path = Path(os.path.abspath(os.path.expanduser(args.data_path or config["raw_data_path"])))
+    data_path = user_path(args.data_path or config["raw_data_path"])
     if args.data_path or args.out_dir:
-        out_dir = Path(os.path.abspath(os.path.expanduser(args.out_dir))) if args.out_dir else data_path.parent
+        out_dir = user_path(args.out_dir) if args.out_dir else data_path.parent
         outputs = output_folders(out_dir, data_path.name)
     else:
         folders = [Path(config[key]) for key in ("train_data_path", "notmask_data_path", "mask_data_path")]

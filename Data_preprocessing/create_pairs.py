@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of, survey
-from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
@@ -197,7 +197,7 @@ def main(argv=None) -> Path:
     """Run the script; returns the path of the pairs file."""
     args = parse_args(argv)
     config = config_from_args(args)
-    data_path = Path(args.data_path or config["LFW_data_path"]).expanduser().resolve()
+    data_path = user_path(args.data_path or config["LFW_data_path"])
     pairs_path = Path(args.pairs_path or f"{data_path}_pairs.txt").expanduser()
     if pairs_path.exists() and not args.overwrite:
         raise DataError(f"{pairs_path} is there already: give another --pairs_path, or --overwrite to replace it.")

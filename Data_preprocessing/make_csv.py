@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.photo_files import person_folders, photos_of, survey
-from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
@@ -72,7 +72,7 @@ def main(argv=None, config_name: str = "config_mask", description: str | None = 
     config = config_from_args(args)
     data_path, csv_path = config["train_data_path"], config["train_data_index"]
     if args.data_path:
-        data_path = Path(args.data_path).expanduser().resolve()
+        data_path = user_path(args.data_path)
         if args.train_data_index is None:  # the index of other faces must not replace the config's
             csv_path = f"{data_path}.csv"
     csv_path = args.csv_path or csv_path

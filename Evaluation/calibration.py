@@ -35,7 +35,7 @@ from Models.checkpoint import (
     save_checkpoint,
 )
 from Models.mask_head import fit_mask_head
-from Script_tools.files import DataError, read_names
+from Script_tools.files import DataError, read_names, user_path
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args
 from Script_tools.workers import usable_processors
@@ -422,11 +422,11 @@ def main(argv=None) -> dict:
 
     sources, trained = [], set(checkpoint["train_people"])
     for folder in args.data_path or [config["LFW_data_path"]]:
-        data_path = Path(folder).expanduser().resolve()
+        data_path = user_path(folder)
         photos = untrained_photos(args, config, data_path, trained)
         sources.append(drawn_source(data_path, photos, config, suite, read))
     for folder in args.real:
-        data_path = Path(folder).expanduser().resolve()
+        data_path = user_path(folder)
         wears, photos = read_wears(data_path), untrained_photos(args, config, data_path, trained)
         sources.append(real_source(data_path, {p: wears[p] for p in photos if p in wears}, config, read))
     thresholds = calibrate(sources)

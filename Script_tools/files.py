@@ -22,6 +22,12 @@ class DataError(ValueError):
     """The user's data or files are not as they must be. The message names the file or value and says what to do."""
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, made absolute. Links in it stay: what is written beside a folder is found there, by
+    the name that the user knows."""
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
 def read_names(path: str | Path) -> list[str]:
     """Names from a text file, one a line; blank lines are skipped. Raises DataError if missing or empty."""
     try:

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from config_mask import RECIPES, config
-from Script_tools.files import DataError
+from Script_tools.files import DataError, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 MASK_KINDS = ("flat", "surgical", "cloth", "printed", "black", "respirator")  # what mask_drawing.py draws
@@ -74,7 +74,7 @@ def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> d
     final = {**chosen, **(changes or {}), **RECIPES.get(recipe, {})}
     for key, value in final.items():
         if key in PATH_KEYS and isinstance(value, str):
-            final[key] = str((ROOT / value).resolve())
+            final[key] = str(user_path(ROOT / value))
     for key, default in config.items():
         text = getattr(args, key, None)
         if text is not None:
@@ -99,7 +99,7 @@ def typed(key: str, text: str, default: object) -> object:
     if not isinstance(text, str):  # a script's own option of the same name has parsed it already
         return text
     if key in PATH_KEYS:
-        return None if text == "None" else str(Path(text).expanduser().resolve())
+        return None if text == "None" else str(user_path(text))
     if isinstance(default, str):
         return text
     try:

@@ -24,7 +24,7 @@ from Evaluation.calibration import align
 from Models.checkpoint import checkpoint_to_change, faces_of, load_checkpoint, require, save_checkpoint
 from Models.straightener import UNIT, Straightener
 from Script_tools.chip_geometry import chip_share
-from Script_tools.files import DataError
+from Script_tools.files import DataError, user_path
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 from Training.memory import keep_freed_memory
@@ -156,7 +156,7 @@ def main(argv=None) -> dict:
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, "train_people")
     device = choose_device(args.device)
-    data_path = Path(args.data_path or config["raw_data_path"]).expanduser().resolve()
+    data_path = user_path(args.data_path or config["raw_data_path"])
     people, faces = set(checkpoint["train_people"]), faces_of(checkpoint["config"])
     # what it looks at is dlib's chip, whatever room the network's faces have around it
     size = round(faces["image_size"] * chip_share(faces["padding"]))

@@ -32,7 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.gpu_loop import PARTS
 from benchmarks.gpu_step import Plan
-from Script_tools.files import DataError, write_whole
+from Script_tools.files import DataError, user_path, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 
 # of the time given, at most so much for each part; what one leaves is the next one's too
@@ -127,7 +127,7 @@ def cell(value: object) -> str:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    args.out = args.out.expanduser().resolve()
+    args.out = user_path(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.part:
         run_part(args)

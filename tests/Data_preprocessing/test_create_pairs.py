@@ -12,6 +12,7 @@ import pytest
 
 from Data_loader.lfw_pairs import find_photos
 from Data_preprocessing.create_pairs import create_pairs, different_pairs, main, same_pairs, split_people
+from Data_preprocessing.make_csv import main as make_csv_main
 from Data_preprocessing.make_csv import make_csv
 from Data_preprocessing.pairs_file import read_pairs
 from Data_preprocessing.photo_files import photos_of
@@ -245,3 +246,15 @@ def test_lfw(tmp_path):
     assert header == ["10", "300"] and len({photos_of_line(row) for row in rows}) == 6000
     most = Counter(row[0] for row in rows if len(row) == 3).most_common(1)[0][1]
     assert most < 15  # in View 2 itself: 9
+
+
+def test_what_is_made_of_a_linked_folder_lies_beside_the_link(tmp_path, monkeypatch):
+    """Step 2 wrote beside the link, step 3 and the pairs beside what it leads to."""
+    fill(tmp_path / "disk" / "photos", {"a": ["1.jpg", "2.jpg"], "b": ["1.jpg", "2.jpg"]})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "set").symlink_to(tmp_path / "disk" / "photos")
+    monkeypatch.chdir(tmp_path / "mine")
+    main(["--data_path", "set", "--folds", "1", "--pairs", "1"])
+    make_csv_main(["--data_path", "set"])
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["set", "set.csv", "set_pairs.txt"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["photos"]
