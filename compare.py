@@ -69,6 +69,7 @@ class Face(NamedTuple):
     attention: np.ndarray | None
     masked: float | None
     quarters: int = 0
+    taken: str = "the one nearest the middle"  # of several faces
 
     @property
     def seems_masked(self) -> bool | None:
@@ -80,6 +81,7 @@ class Face(NamedTuple):
             "path": self.path,
             "detector": self.aligned.detector,
             "faces_found": self.aligned.num_faces,
+            "face_taken": self.taken,
             "box": list(self.aligned.box),
             "turned": 90 * self.quarters,
             "seems_masked": self.seems_masked,
@@ -95,14 +97,23 @@ class Comparer:
             lowest that the thresholds have.
         average_flip: average the embeddings of a face and its mirror image, where the checkpoint has no thresholds;
             where it has, faces are embedded as they were for the thresholds.
+        largest: of several faces in a photo take the largest, not the one nearest the middle.
 
     Raises:
         DataError: no such checkpoint, no landmark model, or no thresholds for ``far``.
     """
 
-    def __init__(self, path: Path, predictor_path: str, device: torch.device, far: float | None, average_flip: bool):
+    def __init__(
+        self,
+        path: Path,
+        predictor_path: str,
+        device: torch.device,
+        far: float | None,
+        average_flip: bool,
+        largest: bool = False,
+    ):
         checkpoint = load_checkpoint(path)
-        self.path, self.device = path, device
+        self.path, self.device, self.largest = path, device, largest
         self.network = network_from_checkpoint(checkpoint, path).to(device)
         self.aligner = aligner_for(predictor_path, **faces_of(checkpoint["config"]))
         self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
@@ -122,7 +133,7 @@ class Comparer:
             photo = read_photo(path)
         except DataError as error:
             raise NoAnswer(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
-        aligned, quarters = self.aligner.align_turned(photo, chain="any")
+        aligned, quarters = self.aligner.align_turned(photo, chain="any", largest=self.largest)
         photo = np.rot90(photo, quarters).copy()
         if aligned.detector == "whole image" and not self.aligner.looks_aligned(photo):
             longer = max(photo.shape[:2])
@@ -143,7 +154,8 @@ class Comparer:
         masked = None if self.head is None else float(mask_probability(outputs.features, self.head)[0])
         attention = None if outputs.attention is None else outputs.attention[0]
         seen = faces_as_seen(self.network, images, self.device)[0]
-        return Face(str(path), photo, aligned, seen, outputs.embeddings[0], attention, masked, quarters)
+        taken = "the largest" if self.largest else "the one nearest the middle"
+        return Face(str(path), photo, aligned, seen, outputs.embeddings[0], attention, masked, quarters, taken)
 
     def compare(self, first: Face, second: Face, searched: int = 1) -> dict:
         """Distance and verdict in plain types; "verdict": same, different, unclear, or None without thresholds.
@@ -267,7 +279,7 @@ def headline(report: dict) -> str:
 
 def describe_face(record: dict) -> str:
     """One line on a photo's face."""
-    many = f"; {record['faces_found']} faces, the one nearest the middle is taken" if record["faces_found"] > 1 else ""
+    many = f"; {record['faces_found']} faces, {record['face_taken']} is taken" if record["faces_found"] > 1 else ""
     turned = f", in the photo turned by {record['turned']} degrees anticlockwise" if record["turned"] else ""
     text = f"{record['path']}: face found by {DETECTORS[record['detector']]}{turned}{many}"
     if record["seems_masked"] is None:
@@ -362,6 +374,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         action="store_true",
         help="average a face's embedding and its mirror image's; with thresholds it is done as it was for them",
     )
+    parser.add_argument(
+        "--face", choices=("middle", "largest"), default="middle",
+        help="which of several faces in a photo: the one nearest its middle (default), or the largest",
+    )  # fmt: skip
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
     add_config_arguments(parser)
     return parser.parse_args(argv)
@@ -382,7 +398,12 @@ def main(argv=None) -> dict:
         raise DataError(f"--json {args.json} is a folder: name the file to write")
     checkpoint_path = Path(args.checkpoint or checkpoint_with_thresholds(config["output_path"])).expanduser()
     comparer = Comparer(
-        checkpoint_path, config["predictor_path"], choose_device(args.device), args.far, args.average_flip
+        checkpoint_path,
+        config["predictor_path"],
+        choose_device(args.device),
+        args.far,
+        args.average_flip,
+        args.face == "largest",
     )
     try:
         if any(path.is_dir() for path in paths):

@@ -166,8 +166,10 @@ class FaceAligner:
         if points != 68:
             raise DataError(f"{path} is a model of {points} landmarks; the one with 68 is needed: {url}")
 
-    def align(self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None) -> AlignedFace | None:
-        """Align the face nearest the centre of a photo.
+    def align(
+        self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None, largest: bool = False
+    ) -> AlignedFace | None:
+        """Align the face nearest the centre of a photo, or its largest one.
 
         The chip is dlib's: the similarity transform that best maps the landmarks onto a mean face, with this padding
         (King 2009, "Dlib-ml: A Machine Learning Toolkit"). Where it reaches over the photo's edge it is black. A
@@ -177,6 +179,7 @@ class FaceAligner:
             photo: (H, W, 3) uint8 RGB.
             chain: key of ``CHAINS``, in place of the aligner's own.
             inside: only a face whose box has its middle in this box counts.
+            largest: of several faces take the largest, wherever it is.
 
         Returns:
             The face, or None if no detector of the chain finds one.
@@ -186,7 +189,7 @@ class FaceAligner:
         if not faces:
             return None
         boxes = [face.box for face in faces]
-        face = faces[boxes.index(nearest_centre(boxes, photo.shape))]
+        face = faces[boxes.index(max(boxes, key=area) if largest else nearest_centre(boxes, photo.shape))]
         cut = self.cut_by_points if face.points is not None else self.cut_by_landmarks
         chip, landmarks, photo_landmarks = cut(photo, face, detector)
         return AlignedFace(chip, landmarks, face.box, len(faces), photo_landmarks, detector)
@@ -221,18 +224,20 @@ class FaceAligner:
         back = (landmarks - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
         return chip, landmarks.astype(np.float32), back.astype(np.float32)
 
-    def align_turned(self, photo: np.ndarray, chain: str | None = None) -> tuple[AlignedFace | None, int]:
+    def align_turned(
+        self, photo: np.ndarray, chain: str | None = None, largest: bool = False
+    ) -> tuple[AlignedFace | None, int]:
         """``align``, of the photo as it lies or, where only that shows an upright face, turned; and how many quarters
         it was turned, anticlockwise (as ``np.rot90`` does).
 
         The face's places are those in the turned photo. For single photos: it costs three more searches where no
         upright face is plainly seen.
         """
-        found = self.align(photo, chain)
+        found = self.align(photo, chain, largest=largest)
         if found is not None and self.sees_upright(found):
             return found, 0
         for quarters in (1, 3, 2):
-            turned = self.align(np.rot90(photo, quarters).copy(), "full")
+            turned = self.align(np.rot90(photo, quarters).copy(), "full", largest=largest)
             if turned is not None and self.sees_upright(turned):
                 return turned, quarters
         return found, 0
@@ -437,6 +442,11 @@ def overlap(first: Sequence[float], second: Sequence[float]) -> float:
     (a, b, c, d), (e, f, g, h) = first, second
     shared = max(0.0, min(c, g) - max(a, e)) * max(0.0, min(d, h) - max(b, f))
     return shared / ((c - a) * (d - b) + (g - e) * (h - f) - shared)
+
+
+def area(box: Box) -> float:
+    """Of a box (left, top, right, bottom)."""
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def nearest_centre(boxes: list[Box], shape: tuple[int, ...]) -> Box:

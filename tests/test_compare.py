@@ -352,3 +352,18 @@ def test_the_exit_code_tells_the_verdict_to_a_shell(drawn, strict, tmp_path):
 def test_a_real_masked_face_that_the_usual_detector_misses_is_found(strict):
     report = run(REAL / "real_masks" / "008.jpg", REAL / "real_masks" / "008.jpg", checkpoint=strict)
     assert report["first"]["detector"] not in ("hog", "hog upsampled", "whole image") and report["verdict"] == "same"
+
+
+def test_of_several_faces_the_largest_can_be_asked_for(drawn, strict, tmp_path):
+    """A small one in the middle won over a large one beside it."""
+    canvas = Image.new("RGB", (1000, 520), (128, 128, 128))
+    canvas.paste(Image.open(photo(drawn, 1)).resize((170, 170)), (415, 175))
+    canvas.paste(Image.open(photo(drawn, 2)).resize((400, 400)), (5, 60))
+    canvas.save(tmp_path / "two.png")
+    widths = []
+    for options in ((), ("--face", "largest")):
+        report = run(photo(drawn, 0), tmp_path / "two.png", *options, checkpoint=strict)
+        assert report["second"]["faces_found"] == 2
+        left, _, right, _ = report["second"]["box"]
+        widths.append(right - left)
+    assert widths[1] > 2 * widths[0]
