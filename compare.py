@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.face_alignment import MAX_DETECTION_SIDE, AlignedFace
 from Data_preprocessing.photo_files import PHOTO_KINDS, is_person_name, left_out, read_photo, split_files
-from Evaluation.calibration import decide, protocol_of
 from Evaluation.embed import faces_as_seen, read_faces
 from Evaluation.pictures import ShownFace, check_picture, plot_comparison, shortened
+from Evaluation.thresholds import decide, protocol_of
 from Models.checkpoint import SHIPPED, as_written, faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Models.mask_head import mask_probability
 from Script_tools.files import DataError, file_errors, write_whole

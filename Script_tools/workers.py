@@ -43,8 +43,8 @@ def end_with_parent() -> None:
 def without_program() -> Iterator[None]:
     """Processes that are spawned inside do not import the program that was started.
 
-    Its imports, torch among them, take 400 MB in each; and a script of the user's that does its work without asking
-    ``if __name__ == "__main__"`` would do it again in each.
+    Its imports, torch among them, take 400 MB in each; and a script of the user's without a guard
+    against being imported would do its work again in each.
     """
     program = sys.modules["__main__"]
     kept = {name: program.__dict__.pop(name) for name in ("__file__", "__spec__") if name in program.__dict__}

@@ -20,7 +20,7 @@ from Data_loader.moved_faces import WIDE_PADDING, MovedFaces, wide_size
 from Data_loader.triplet_dataset import FaceLoader
 from Data_preprocessing.landmark_file import read_landmarks
 from Data_preprocessing.photo_files import person_folders, photos_of
-from Evaluation.calibration import align
+from Evaluation.sources import align
 from Models.checkpoint import checkpoint_to_change, faces_of, load_checkpoint, require, save_checkpoint
 from Models.straightener import UNIT, Straightener
 from Script_tools.chip_geometry import chip_share

@@ -19,9 +19,9 @@ from config_mask import config
 from Data_loader.Data_loader_facenet_mask import face_loader
 from Data_preprocessing.pairs_file import read_pairs
 from Data_preprocessing.photo_files import person_folders
-from Evaluation.calibration import Source, choose_photos, drawn_source, read_wears, real_source
 from Evaluation.embed import FaceOutputs, read_faces
 from Evaluation.scores import PROTOCOLS
+from Evaluation.sources import Source, choose_photos, drawn_source, read_wears, real_source
 from Models.checkpoint import SHIPPED, faces_of, load_checkpoint, network_from_checkpoint
 from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, choose_device, run_script

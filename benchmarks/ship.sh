@@ -18,15 +18,15 @@ if [ ! -f "$work/straight.pt" ]; then
     [ -f "$runs/begin/last.pt" ] || "$python" train_maskV9.py --recipe trunks "${options[@]}" --run_name begin \
         --epochs 1 --train_batch_size 4 --num_train_triplets 4 --learning_rate_schedule "[(0, 1e-12)]"
     "$python" Training/train_straightener.py --checkpoint "$runs/begin/last.pt" --data_path "$work/photos" \
-        --faces "${STRAIGHTENER_FACES:-200000}" --cache_path "$work/cache" --precision bfloat16 --output "$work/straight.pt"
+        --faces "${STRAIGHTENER_FACES:-60000}" --cache_path "$work/cache" --precision bfloat16 --output "$work/straight.pt"
 fi
 
-# 134,000 images: a minute and a half on an H200 with 16 cores, once cuDNN has chosen its algorithms
+# 31,104 images: of ten times as many the first tenth teaches nearly all (docs/measured.md)
 if [ -f "$runs/ship/last.pt" ]; then
     "$python" train_maskV9.py --resume "$runs/ship/last.pt"
 else
     "$python" train_maskV9.py --recipe trunks "${options[@]}" --run_name ship --init_from "$work/straight.pt" \
-        --epochs 3 --num_train_triplets 14848 "$@"
+        --epochs 3 --num_train_triplets 3456 "$@"
 fi
 
 # what distances mean, on people of three sources that nobody trained on and nobody is tested on

@@ -20,8 +20,8 @@ from benchmarks.small_real import DOUBLES, SmallReal
 from config_mask import config
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, face_loader
 from Data_loader.lfw_pairs import TestSet
-from Evaluation.calibration import REAL_MASKS, align, read_wears
 from Evaluation.scores import PROTOCOLS, summarise
+from Evaluation.sources import REAL_MASKS, align, read_wears
 
 SOURCES = ("lfw", "celeba", "real")
 NEAREST, FARTHEST = -1.0, 3.0  # beyond every distance of unit rows

@@ -10,19 +10,11 @@ import pytest
 import torch
 
 from config_mask import config
-from Evaluation import calibration
-from Evaluation.calibration import (
-    Source,
-    Strangers,
-    all_pairs,
-    calibrate,
-    choose_photos,
-    decide,
-    halved,
-    protocol_of,
-    thresholds_at,
-)
+from Evaluation import calibration, thresholds
+from Evaluation.calibration import calibrate, halved
 from Evaluation.embed import FaceOutputs, read_faces
+from Evaluation.sources import Source, choose_photos
+from Evaluation.thresholds import Strangers, all_pairs, decide, protocol_of, thresholds_at
 from Models import checkpoint
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import find_checkpoint, load_checkpoint, network_from_checkpoint, save_checkpoint
@@ -68,8 +60,8 @@ def test_a_threshold_is_the_loosest_that_lets_no_more_strangers_pass(decimals):
     candidates = sorted(set(strangers.tolist()))
     for row in rows:
         # the first that must not pass
-        loosest = next(d for d in candidates if (strangers <= d).mean() > row["far"] / calibration.MARGIN)
-        assert row["distance"] < loosest <= row["distance"] + 1 / calibration.CELLS
+        loosest = next(d for d in candidates if (strangers <= d).mean() > row["far"] / thresholds.MARGIN)
+        assert row["distance"] < loosest <= row["distance"] + 1 / thresholds.CELLS
         assert row["tar"] == (same <= row["distance"]).mean()
         assert Strangers(strangers).within(row["distance"]) == (strangers <= row["distance"]).sum()
     json.dumps(rows)  # plain types
@@ -84,7 +76,7 @@ def test_a_rate_needs_ten_false_accepts_to_be_given(pairs, lowest):
 
 
 def test_all_pairs_are_those_of_a_slow_loop(monkeypatch):
-    monkeypatch.setattr(calibration, "BLOCK_PAIRS", 30)
+    monkeypatch.setattr(thresholds, "BLOCK_PAIRS", 30)
     rng = np.random.default_rng(1)
     first, second = unit_rows(rng, 10), unit_rows(rng, 10)
     people = np.array(["a", "a", "b", "c", "c", "c", "d", "e", "a", "b"])
@@ -94,7 +86,7 @@ def test_all_pairs_are_those_of_a_slow_loop(monkeypatch):
     ):
         slow = [(np.linalg.norm(first[i] - other[j]), people[i] == people[j]) for i, j in pairs]
         strangers, same = all_pairs(first, other, people)
-        found = np.repeat(np.arange(len(strangers.counts)) / calibration.CELLS, strangers.counts)
+        found = np.repeat(np.arange(len(strangers.counts)) / thresholds.CELLS, strangers.counts)
         for distances, of_one in ((found, False), (same, True)):
             wanted = sorted(d for d, is_one in slow if is_one == of_one)
             np.testing.assert_allclose(sorted(distances), wanted, atol=2e-6)
@@ -103,7 +95,7 @@ def test_all_pairs_are_those_of_a_slow_loop(monkeypatch):
 def test_the_pairs_of_many_faces_fit_into_memory():
     """All distances of 100,000 faces at once would be 20 GB, and the work on them 54."""
     script = (
-        "import resource, numpy as np; from Evaluation.calibration import all_pairs, thresholds_at\n"
+        "import resource, numpy as np; from Evaluation.thresholds import all_pairs, thresholds_at\n"
         "rows = np.random.default_rng(0).normal(size=(FACES, 8)).astype(np.float32)\n"
         "rows /= np.linalg.norm(rows, axis=1, keepdims=True)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -158,7 +150,7 @@ def test_of_several_sources_each_keeps_the_rate():
         assert all(row["distance"] < other["distance"] for row, other in zip(rows, alone[protocol], strict=False))
         for row in rows:
             for strangers, same in found:
-                assert strangers.within(row["distance"]) / len(strangers) <= row["far"] / calibration.MARGIN
+                assert strangers.within(row["distance"]) / len(strangers) <= row["far"] / thresholds.MARGIN
                 assert row["tar"] <= (same.astype(float) <= row["distance"]).mean()
     # photos of real masks are others than those without: every one is compared with every one
     strangers, same = hard.distances("cross")

@@ -12,7 +12,7 @@ from config_mask import config
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.pairs_file import read_pairs
 from Data_preprocessing.photo_files import person_folders, photos_of
-from Evaluation.calibration import read_wears
+from Evaluation.sources import read_wears
 from Script_tools.files import DataError
 
 SIZE = 64
