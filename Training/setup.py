@@ -209,8 +209,8 @@ def teacher_descriptors(config: dict, faces: list[str]) -> torch.Tensor:
         how = name, config["padding"]
         cache_path = cache_path_of(config["train_data_index"], *how)
         found = face_descriptors(faces, config["notmask_data_path"], cache_path, network=how[0], padding=how[1])
-        rows.append(torch.from_numpy(found) * weight**0.5)
-    return torch.cat(rows, dim=1)
+        rows.append(torch.from_numpy(found).mul_(weight**0.5))
+    return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
 
 
 def mine(learner: Learner, train_loader: FaceLoader, config: dict, epoch: int) -> np.ndarray:

@@ -39,7 +39,7 @@ class Teacher:
         own = descriptors.mean(dim=0) if mean is None else mean
         self.mean = own if centred else torch.zeros(descriptors.shape[1])
         self._network, self._half = network, half
-        self._targets = self._directions(descriptors)
+        self._descriptors = descriptors  # not their directions as well: for millions of faces that is gigabytes
 
     def _directions(self, descriptors: torch.Tensor) -> torch.Tensor:
         return F.normalize(descriptors - self.mean.to(descriptors.device), dim=1)
@@ -50,7 +50,8 @@ class Teacher:
         ``batch``: images (B, 3, 3, H, W), triplet (B, 3) rows of the index; where there are blends: blends
         (M, 3, s, s) uint8 RGB, and blended (M,), which of the N images they are.
         """
-        targets = self._targets[batch["triplet"].flatten()].to(batch["images"].device, non_blocking=True)
+        targets = self._directions(self._descriptors[batch["triplet"].flatten()])
+        targets = targets.to(batch["images"].device, non_blocking=True)
         if len(batch.get("blends", ())):
             targets[batch["blended"]] = self._directions(self._look(batch["blends"]))
         return targets
