@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from Data_preprocessing.face_alignment import Box
+from Data_preprocessing.boxes import Box
 from Evaluation.embed import faces_as_seen, read_faces
 from Script_tools.files import DataError, file_errors, write_whole
 

@@ -86,6 +86,9 @@ def _take(lock: Path) -> TextIO:
                 file = open(lock, "r+", errors="replace")
             except FileNotFoundError:  # its run has just ended
                 continue
+            except PermissionError as error:  # another user's
+                with open(lock, errors="replace") as file:
+                    raise _busy(lock, file) from error
         claimed = False
         try:
             claimed = _claim(lock, file)
@@ -119,6 +122,7 @@ def _claim(lock: Path, file: TextIO) -> bool:
         return _is_called(file, lock)
     if not name and _is_new(file):
         return _is_called(file, lock)
+    print(f"note: {lock} is of another machine: looking for {LEASE:.0f} s at most whether its run lives", flush=True)
     last, since = _last_beat(file), time.monotonic()
     while time.monotonic() - since < LEASE:
         time.sleep(min(WAIT, LEASE / 10))

@@ -12,7 +12,7 @@ from PIL import Image
 
 import compare
 from config_mask import config
-from Data_preprocessing import face_alignment
+from Data_preprocessing import boxes, face_alignment
 from Data_preprocessing.face_alignment import AlignedFace
 from Models import checkpoint
 from Models.CBAM_Face_attention_Resnet import build_model
@@ -202,9 +202,9 @@ def test_a_face_too_small_to_judge_is_no_answer(drawn, tmp_path, capsys):
 
 
 def test_overlap_is_intersection_over_union():
-    assert face_alignment.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
-    assert face_alignment.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1.0
-    assert face_alignment.overlap((0, 0, 10, 10), (20, 20, 30, 30)) == 0.0
+    assert boxes.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert boxes.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1.0
+    assert boxes.overlap((0, 0, 10, 10), (20, 20, 30, 30)) == 0.0
 
 
 def test_the_nearest_people_of_a_folder_are_those_with_the_nearest_photo(drawn, strict, tmp_path, capsys):

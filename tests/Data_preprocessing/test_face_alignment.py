@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 
 from Data_preprocessing import face_alignment
+from Data_preprocessing.boxes import (
+    central_square,
+    cut_out,
+    holds_middle,
+    nearest_centre,
+    similarity_between,
+    to_chip,
+)
 from Data_preprocessing.face_alignment import (
     CHAINS,
     CNN_SIDES,
     LENIENT_THRESHOLD,
     MAX_DETECTION_SIDE,
     FaceAligner,
-    central_square,
-    cut_out,
     find_model,
-    holds_middle,
     load_cnn,
     load_yunet,
-    nearest_centre,
-    similarity_between,
-    to_chip,
 )
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.photo_files import iter_photos, read_photo
