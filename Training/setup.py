@@ -23,9 +23,10 @@ from Data_loader.triplets import MINING_STREAM, stream
 from Evaluation.embed import embed_faces
 from Evaluation.scores import check_enough
 from Models.checkpoint import build_network, init_from, load_checkpoint
-from Models.face_trunks import FaceTrunks, weights_of
+from Models.face_trunks import TRUNKS, FaceTrunks, weights_of
 from Script_tools.files import DataError
 from Training.distributed import gather_rows, parallel, rank, world_size
+from Training.doubles import look_alikes, told
 from Training.memory import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
 from Training.state import IDENTITY_FILE, TEACHER_MEAN, names_that_tell_nothing, people_seen
@@ -51,8 +52,11 @@ class RunData(NamedTuple):
         parts = pairs.faces, pairs.index.tolist(), pairs.is_same.tolist(), config["test_masks"], config["test_seed"]
         return blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
-    def overlaps(self) -> str:
-        """How many people the selection test shares with the others, and whom nothing tells of, as lines to log."""
+    def overlaps(self, config: dict) -> str:
+        """How many people the selection test shares with the others, and whom nothing tells of, as lines to log.
+
+        Where names tell nothing, and SFace is a teacher, people who look alike are counted.
+        """
         lines, own = [], people_of(self.test_sets[self.selection])
         for name, test_set in self.test_sets.items():
             if name != self.selection:
@@ -66,6 +70,12 @@ class RunData(NamedTuple):
                 "The people trained on have numbers for names, so nobody can be left out of the tests for having been "
                 f"trained on: put VGGFace2's {IDENTITY_FILE} beside the photos."
             )
+            if "sface" in TRUNKS.get(config["teacher"], ()):
+                sampler, pairs = self.train_loader.batch_sampler, self.test_sets["lfw"].pairs
+                found = look_alikes(self.train_loader.dataset, sampler.classes, sampler.names, pairs, config)
+                lines.append(told(found, len(people_of(self.test_sets["lfw"]))))
+            else:
+                lines.append("Whether some look alike is not known either: it takes a teacher with SFace.")
         return "\n".join(lines)
 
 

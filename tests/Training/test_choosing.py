@@ -1,5 +1,6 @@
 """What best.pt is chosen on, who was trained on and how long a run is: one described thing, told and kept."""
 
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -17,7 +18,9 @@ from Script_tools.files import DataError
 from tests import tiny_training
 from tests.test_train_maskV9 import train
 from tests.Training.test_resume import by_its_pixels
+from Training import doubles
 from Training import setup as training_setup
+from Training.setup import RunData
 from Training.state import IDENTITY_FILE, begin_best_anew, identity_names, names_that_tell_nothing, people_seen
 
 
@@ -40,6 +43,39 @@ def test_the_people_it_is_chosen_on_are_counted_and_told(drawn_options, tmp_path
     assert "people of lfw on whom best.pt is chosen: 8 of 8, so its figures are optimistic" in log_of(tmp_path, result)
     result = train(drawn_options, tmp_path / "other", "--epochs", "1")
     assert "chosen on the people it is tested on (LFW_pairs)" in log_of(tmp_path / "other", result)
+
+
+def test_where_names_tell_nothing_people_who_look_alike_are_told(tmp_path, monkeypatch):
+    """n000002 is one of the people of LFW, and no name says so."""
+    directions = np.eye(8, dtype=np.float32)
+    of = {"n000001": 0, "n000002": 1, "Ann": 2, "Bob": 1, "Cyd": 3}
+
+    def described(faces, folder, cache_path, network, padding):
+        assert network == "sface" and padding == 0.625 and cache_path.name.endswith("_sface_padding0.625.bin")
+        rows = directions[[of[face.split("/")[0]] for face in faces]]
+        return rows + np.random.default_rng(len(faces)).normal(0, 0.05, rows.shape).astype(np.float32)
+
+    monkeypatch.setattr(doubles, "face_descriptors", described)
+    train = ["n000001/1.jpg", "n000001/2.jpg", "n000002/1.jpg"]
+    pairs = SimpleNamespace(
+        faces=["Ann/1.jpg", "Bob/1.jpg", "Bob/2.jpg", "Cyd/1.jpg"],
+        face_notmask=tmp_path / "test_face_notmask",
+        people=[("Ann", "Bob"), ("Bob", "Bob"), ("Cyd", "Ann")],
+    )
+
+    class Faces(list):
+        names = train
+
+    dataset = Faces(train)
+    sampler = SimpleNamespace(classes=np.array([0, 0, 1]), names=["n000001", "n000002"])
+    loader, test_set = SimpleNamespace(dataset=dataset, batch_sampler=sampler), SimpleNamespace(pairs=pairs)
+    data = RunData(loader, {"lfw": test_set}, sampler.names)
+    settings = config | {"teacher": "both", "padding": 0.625}
+    lines = data.overlaps(settings).splitlines()
+    assert "numbers for names" in lines[-2]
+    assert re.fullmatch(r"By SFace.* 1 of the 3 people tested look like .*: Bob like n000002 \(0\.[0-3]\d\)", lines[-1])
+    assert "takes a teacher with SFace" in data.overlaps(settings | {"teacher": "dlib"})
+    assert "SFace" not in data._replace(people=["Ann Lee"]).overlaps(settings)
 
 
 def test_pairs_that_cannot_be_scored_are_refused_before_the_first_epoch(drawn_options, tmp_path, monkeypatch):
