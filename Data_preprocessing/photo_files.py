@@ -120,6 +120,7 @@ def survey(data_path: str | Path, people: Iterable[str], may_be_none: bool = Fal
     """
     loose, left = split_files(data_path)
     left[LOOSE], total, deeper = len(loose), 0, None
+    left[LEFTOVERS] += sum(entry.name in LEFTOVER_FOLDERS for entry in _entries(data_path))
     people = list(people)
     for person in people:
         photos, others = split_files(os.path.join(data_path, person), with_folders=True, deeper=True)
