@@ -133,6 +133,7 @@ def main(argv=None) -> dict:
     if args.photos_per_person < 1:
         raise DataError(f"--photos_per_person {args.photos_per_person}: must be 1 or more")
     path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
+    print(f"network {path}", flush=True)
     checkpoint = load_checkpoint(path)
     suite, device = args.test_masks or "kinds", choose_device(args.device)
     config |= faces_of(checkpoint["config"])

@@ -286,6 +286,8 @@ def main(argv=None) -> Path:
     checkpoint = load_checkpoint(path)
     network = network_from_checkpoint(checkpoint, path)
     image_size = checkpoint["config"]["image_size"]
+    epoch = checkpoint["progress"]["epoch"]
+    print(f"checkpoint {path}, epoch {epoch}, input (N, 3, {image_size}, {image_size})", flush=True)
     head = checkpoint.get("mask_head")
     model = export_network(network, image_size, checkpoint_metadata(checkpoint, path), head)
     if args.half:
@@ -294,7 +296,6 @@ def main(argv=None) -> Path:
     difference = check_export(model, network, image_size, np.random.default_rng(config["seed"]), head, limit)
     with file_errors(output):
         write_whole(output, model)
-    print(f"checkpoint {path}, epoch {checkpoint['progress']['epoch']}, input (N, 3, {image_size}, {image_size})")
     print(f"largest difference from PyTorch on {2 * FACES} images in batches of 1 and {FACES}: {difference:.1e}")
     print(f"ONNX, {len(model) / 1e6:.1f} MB: {output}")
     return output

@@ -153,6 +153,7 @@ def main(argv=None) -> dict:
     if args.faces < BATCH:
         raise DataError(f"--faces {args.faces}: must be {BATCH} or more")
     path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
+    print(f"network {path}", flush=True)
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, "train_people")
     device = choose_device(args.device)
