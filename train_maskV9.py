@@ -67,7 +67,8 @@ def train(
     learner = make_learner(config, loader, objective, device, restored=checkpoint is not None)
     progress, position = {"epoch": 0, "best_auc": -1.0, "best_epoch": 0}, Position()
     run.describe(device, loader, data.test_sets, learner.network)
-    run.log(data.overlaps(config))
+    if is_main():
+        run.log(data.overlaps(config))
     if checkpoint:
         progress = restore(checkpoint, learner.network, learner.optimizer, learner.scaler)
         position, where = position_of(checkpoint, config, sampler.names)

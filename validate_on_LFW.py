@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
-from Evaluation.pictures import plot_roc, write_pictures
+from Evaluation.pictures import check_picture, plot_roc, write_pictures
 from Evaluation.scores import AS_IS, PROTOCOLS, evaluate_lfw, format_table, pair_distances, score_pairs
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
 from Script_tools.files import file_errors, user_path, write_whole
@@ -67,6 +67,8 @@ def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tu
 def main(argv=None) -> dict:
     args = parse_args(argv)
     config = config_from_args(args)
+    if args.picture:
+        check_picture(args.picture)
     path = find_checkpoint(args.checkpoint, config["output_path"])
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, "progress", "train_people")

@@ -79,7 +79,7 @@ def face_descriptors(
             this ``padding``.
         workers: processes; None: one per core; 1 works in this one.
         compute: (s, s, 3) uint8 RGB face, of ``chip_side`` px -> (128,) of any length, in place of the network; must be
-            picklable.
+            picklable, for several workers a function of a module.
         network: 'dlib' or 'sface'.
 
     Returns:

@@ -107,10 +107,13 @@ def main(argv: list[str] | None = None) -> Counter:
         raise DataError(f"--workers {args.workers}: must be 1 or more")
     shard = parse_shard(args.shard) if args.shard else None
     people = chosen_people(data_path, args.people)
+    everyone = people
     if shard:
         people = people[shard[0] - 1 :: shard[1]]
     # a folder named like a photo is in the manifest too, as unreadable
     total, left = survey(data_path, people, may_be_none=shard is not None)
+    if not total:
+        survey(data_path, everyone)  # the others may have photos; where nobody has, it says where some are
     settings = AlignmentSettings(
         data_path,
         outputs,

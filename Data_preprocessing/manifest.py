@@ -22,6 +22,8 @@ OK_NUMBERS = re.compile(
 )
 OTHER_NUMBERS = re.compile(r"[0-9]{1,9},,,,,,(,[0-9]{1,18}){3},[0-9]{0,18}(,{136})?")
 
+HEADER = ",".join(COLUMNS).encode()
+LONGEST_ROW = 1 << 17  # bytes
 SPACE_PER_PHOTO = 14_000, 0.55  # bytes, and bytes per px of an image: real photographs take 16 kB at 80 px, 48 at 256
 
 
@@ -132,12 +134,13 @@ def scan_rows(path: Path, columns: int = len(COLUMNS)) -> Iterator[tuple[list[st
     start = end = 0
     with open(path, "rb") as file:
         for line in file:
-            while line.count(b'"') % 2 and (more := file.readline()):  # a quoted field with a line's end in it
+            # a quoted field with a line's end in it; not as much as the rest of a file with a quote too many
+            while line.count(b'"') % 2 and len(line) < LONGEST_ROW and (more := file.readline()):
                 line += more
             end += len(line)
             fields = _fields(line, columns)
             is_header = is_manifest and start == 0
-            if fields is None or (is_header and line.decode("utf-8", "replace").rstrip("\n") != ",".join(COLUMNS)):
+            if fields is None or (is_header and line.rstrip(b"\r\n") != HEADER):
                 break
             if not is_header:
                 yield fields, start, end
@@ -150,10 +153,11 @@ def _fields(line: bytes, columns: int) -> list[str] | None:
     """The fields of a row's line, or the first ``columns`` of them; None if it is torn."""
     if not line.endswith(b"\n"):
         return None
+    line = line.removesuffix(b"\n").removesuffix(b"\r")  # the latter where an editor has saved it
     if b'"' not in line:
         if line.count(b",") != len(COLUMNS) - 1 or b"\r" in line:
             return None
-        return line[:-1].decode("utf-8", "surrogateescape").split(",", columns)[:columns]
+        return line.decode("utf-8", "surrogateescape").split(",", columns)[:columns]
     try:
         rows = list(csv.reader([line.decode("utf-8", "surrogateescape")], strict=True))
     except csv.Error:  # an open quote

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from Script_tools.files import DataError, file_errors, write_whole
 HARDEST = 8  # pairs of each kind on a sheet
 SHEET_PAIRS = 4  # side by side
 LONGEST = 1600  # px of a photo that is shown
-RIGHT, WRONG = "tab:green", "tab:red"  # frames of pairs
+RIGHT, WRONG = "tab:green", "tab:red"  # captions of pairs
 FORMATS = ("png", "jpg", "jpeg", "webp", "pdf", "svg")  # by a picture's name
 # tried where matplotlib's own letters lack some: of Linux, Windows and macOS
 FONTS = (
@@ -63,9 +63,12 @@ def check_picture(path: str | Path) -> None:
 
 @lru_cache(maxsize=1)
 def fonts() -> dict[str, object]:
-    """Those of FONTS that this machine has, by name, in that order."""
-    there = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
-    return {name: font_manager.get_font(there[name]) for name in FONTS if name in there}
+    """Those of FONTS that this machine has, by name, in that order; as matplotlib will choose them."""
+    found = {}
+    for name in FONTS:
+        with suppress(ValueError, OSError):  # not there, or no more
+            found[name] = font_manager.get_font(font_manager.findfont(name, fallback_to_default=False))
+    return found
 
 
 def drawable(text: str) -> str:

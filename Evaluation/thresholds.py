@@ -55,7 +55,9 @@ class Strangers:
         return int(self.counts.sum())
 
     def add(self, distances: np.ndarray) -> None:
-        """Count some more, of any floating dtype."""
+        """Count some more, of any floating dtype. Raises DataError where one is not finite."""
+        if not np.isfinite(distances).all():
+            raise DataError("The network gives embeddings that are not finite: its distances mean nothing.")
         cells = np.ceil(distances * CELLS).astype(np.int64)
         self.counts += np.bincount(np.minimum(cells, 2 * CELLS), minlength=2 * CELLS + 1)
 

@@ -27,6 +27,7 @@ WAIT, PATIENCE = 1.0, 3600.0  # s between two looks at what another run is writi
 BEAT, LEASE = 5.0, 60.0  # s between two touches of a lock, and until one that nobody touches is free
 T = TypeVar("T")
 _held: set[TextIO] = set()
+_looked_at: set[Path] = set()
 
 
 class BusyError(DataError):
@@ -66,95 +67,129 @@ def locked(lock: Path, rivals: Iterable[Path] = ()) -> Iterator[None]:
     finally:
         ended.set()
         _held.discard(file)
-        _drop(lock, file)
+        if not file.closed:  # as it is in a forked child, whose lock it is not
+            _drop(lock, file)
 
 
 def refuse_if_held(lock: Path) -> None:
     """Raise BusyError if a run holds the lock; remove it if that run has ended."""
-    with suppress(FileNotFoundError), open(lock, "r+", errors="replace") as file:
+    with suppress(FileNotFoundError), _opened(lock) as file:
         if _claim(lock, file):
-            _drop(lock, file)
+            lock.unlink()
 
 
 def _take(lock: Path) -> TextIO:
     """The lock file, open and held, with this process's name in it."""
     while True:
         try:
-            file = open(lock, "x+")
+            file, new = open(lock, "x+"), True
         except FileExistsError:
             try:
-                file = open(lock, "r+", errors="replace")
+                file, new = _opened(lock), False
             except FileNotFoundError:  # its run has just ended
                 continue
-            except PermissionError as error:  # another user's
-                with open(lock, errors="replace") as file:
-                    raise _busy(lock, file) from error
-        claimed = False
         try:
-            claimed = _claim(lock, file)
-            if claimed:
-                file.seek(0)
-                file.truncate()
-                file.write(_own_name())
-                file.flush()
-                return file
-        except BaseException:  # such as a full disk
-            with suppress(OSError):  # what could not be written is tried once more when a file is closed
-                if claimed:
-                    _drop(lock, file)
-                file.close()
+            if _claim(lock, file, new):
+                if file.writable():
+                    return _named(lock, file)
+                lock.unlink()  # another user's, of a run that has ended: a new one is made in its place
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
             raise
         file.close()
 
 
-def _claim(lock: Path, file: TextIO) -> bool:
-    """True once nobody else holds ``file``, False if it is no longer the one called ``lock``. Raises BusyError."""
-    kernel_decides = fcntl is not None
+def _opened(lock: Path) -> TextIO:
     try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _busy(lock, file) from error
-    except OSError:  # a file system that has none
-        kernel_decides = False
+        return open(lock, "r+", errors="replace")
+    except PermissionError:  # another user's
+        return open(lock, errors="replace")
+
+
+def _named(lock: Path, file: TextIO) -> TextIO:
+    """The claimed file with this process's name in it, on the disk, where other machines see it."""
+    try:
+        other = _name_in(file)
+        file.seek(0)
+        file.truncate()
+        file.write(_own_name())
+        file.flush()
+        with suppress(OSError):
+            os.fsync(file.fileno())
+        if other and other.split()[-1] != this_machine():  # two machines may have waited for the end of one lease
+            time.sleep(WAIT)
+            if _name_now(lock) not in (_own_name(), None):
+                raise _busy(lock, file)
+        return file
+    except BusyError:
+        raise
+    except BaseException:  # such as a full disk
+        with suppress(OSError):  # what could not be written is tried once more when a file is closed
+            lock.unlink()
+            file.close()
+        raise
+
+
+def _claim(lock: Path, file: TextIO, new: bool = False) -> bool:
+    """True once nobody else holds ``file``, False if it is no longer the one called ``lock``. Raises BusyError."""
+    kernel_decides = _flock(lock, file)
     name = _name_in(file)
-    if kernel_decides and (not name or name.split()[-1] == this_machine()):
+    if new or (kernel_decides and (not name or name.split()[-1] == this_machine())):
         return _is_called(file, lock)
-    if not name and _is_new(file):
-        return _is_called(file, lock)
-    print(f"note: {lock} is of another machine: looking for {LEASE:.0f} s at most whether its run lives", flush=True)
+    if kernel_decides:
+        fcntl.flock(file, fcntl.LOCK_UN)  # others need not take the one who looks for the one who holds
+    if lock not in _looked_at:
+        print(f"note: looking for {LEASE:.0f} s at most whether the run of {lock} lives", flush=True)
+        _looked_at.add(lock)
     last, since = _last_beat(file), time.monotonic()
     while time.monotonic() - since < LEASE:
         time.sleep(min(WAIT, LEASE / 10))
         if not _is_called(file, lock):
             return False
-        with open(lock) as seen:  # opened anew: so a network disk tells what is there now
+        with open(lock, errors="replace") as seen:  # opened anew: so a network disk tells what is there now
             if _last_beat(seen) != last:
                 raise _busy(lock, file)
-    return True
+    return not kernel_decides or (_flock(lock, file) and _is_called(file, lock) and _last_beat(file) == last)
+
+
+def _flock(lock: Path, file: TextIO) -> bool:
+    """True if the kernel has given this process the lock, False where it has none to give. Raises BusyError."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except (BlockingIOError, PermissionError) as error:  # the latter on a Windows share
+        raise _busy(lock, file) from error
+    except OSError:  # a file system that has none
+        pass
+    return False
 
 
 def _beat(lock: Path, file: TextIO, ended: threading.Event) -> None:
     """Touch the lock until its run ends. Ends the process if another machine's has taken it over meanwhile, as it may
     while this one stood still: two must not write the same files."""
     while not ended.wait(BEAT):
-        with suppress(OSError, ValueError):
-            with open(lock, errors="replace") as seen:
-                name = seen.read()
-            if name not in ("", _own_name()) and not ended.is_set():
+        name = _name_now(lock)
+        if name not in ("", None, _own_name()) and not ended.is_set():
+            try:
                 sys.stderr.write(f"\nStopped: this process stood still, and {name} has taken over {lock}.\n")
+            finally:
                 os._exit(1)
+        with suppress(OSError, ValueError):
             os.utime(file.fileno() if os.utime in os.supports_fd else lock)
 
 
 def _drop(lock: Path, file: TextIO) -> None:
-    """Remove the lock, while it still is held, if it has not been removed or taken over."""
+    """Remove the lock, if it has not been removed or taken over, and let it go."""
     if os.name != "posix":  # there an open file cannot be removed
         file.close()
-    with suppress(FileNotFoundError):
-        if file.closed or _is_called(file, lock):
+    with suppress(OSError):  # where it cannot be removed, nobody touches it any more
+        if _name_now(lock) == _own_name():
             lock.unlink()
-    file.close()
+    with suppress(OSError):
+        file.close()
 
 
 def _busy(lock: Path, file: TextIO) -> BusyError:
@@ -166,8 +201,20 @@ def _busy(lock: Path, file: TextIO) -> BusyError:
 
 
 def _name_in(file: TextIO) -> str:
-    file.seek(0)
-    return file.read()
+    try:
+        file.seek(0)
+        return file.read()
+    except OSError:  # on a Windows share who does not hold the lock may not even read
+        return ""
+
+
+def _name_now(lock: Path) -> str | None:
+    """The name in the lock, opened anew; None where there is none, or it may not be read."""
+    try:
+        with open(lock, errors="replace") as file:
+            return file.read()
+    except OSError:
+        return None
 
 
 def _last_beat(file: TextIO) -> tuple:
@@ -175,14 +222,10 @@ def _last_beat(file: TextIO) -> tuple:
     return state.st_mtime_ns, state.st_size
 
 
-def _is_new(file: TextIO) -> bool:
-    return file.mode.startswith("x")
-
-
 def _is_called(file: TextIO, lock: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-    except FileNotFoundError:
+    except OSError:  # gone; of a file removed by another machine NFS says that it is stale
         return False
 
 

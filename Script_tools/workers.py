@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from Script_tools.files import DataError
@@ -55,6 +56,13 @@ def without_program() -> Iterator[None]:
         program.__dict__.update(kept)
 
 
+def parts_of(work: object) -> list[object]:
+    """A function, and where it is a partial its function and arguments."""
+    if not isinstance(work, partial):
+        return [work]
+    return [part for each in (work.func, *work.args, *work.keywords.values()) for part in parts_of(each)]
+
+
 def map_chunks(
     work: Callable[[list[Task]], Result], tasks: Iterator[Task], size: int, workers: int, what: str
 ) -> Iterator[Result]:
@@ -67,6 +75,11 @@ def map_chunks(
     if workers <= 1:
         yield from map(work, chunks)
         return
+    if "__main__" in {getattr(part, "__module__", None) for part in parts_of(work)}:
+        raise DataError(
+            "Several processes cannot do what is a function of the program itself: put it into a module, or use one "
+            "process."
+        )
     # spawn: a forked copy of a process that has threads (torch's, tqdm's) may hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
     waiting = deque()

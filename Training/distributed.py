@@ -5,7 +5,7 @@ torchrun --nproc_per_node=4 train_maskV9.py
 Triplets and validation faces are split over the processes, not repeated. Gradients are averaged by
 DistributedDataParallel (NCCL on CUDA, gloo on the CPU). Each process normalises with the statistics of its own part of
 a batch, so that a GPU's batch normalisation sees train_batch_size triplets however many GPUs there are; the running
-statistics are averaged before each validation. Process 0 alone prints and writes.
+statistics are averaged before each validation and for each checkpoint. Process 0 alone prints and writes.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     device = next(network.parameters()).device
     device_ids = [device.index] if device.type == "cuda" else None
-    # buffers are running statistics: averaged once an epoch instead of being sent with every step
+    # buffers are running statistics: averaged when they are used instead of being sent with every step
     return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
 

@@ -54,14 +54,15 @@ def look_alikes(
 
 def means(descriptors: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     """(count, D) unit rows: the directions of the people's mean descriptors."""
-    total = np.zeros((count, descriptors.shape[1]))
-    np.add.at(total, classes, descriptors)
+    total, order = np.zeros((count, descriptors.shape[1])), np.argsort(classes, kind="stable")
+    there, first = np.unique(classes[order], return_index=True)
+    total[there] = np.add.reduceat(descriptors[order], first, axis=0)
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
-def told(found: list[LookAlike], tested: int) -> str:
-    """``look_alikes`` in words; ``tested``: of how many people."""
+def told(name: str, found: list[LookAlike], tested: int) -> str:
+    """``look_alikes`` in words; ``name``: of the test set, ``tested``: how many people it has."""
     such = ", ".join(f"{each.tested} like {each.trained} ({each.distance:.2f})" for each in found[:TOLD])
-    return f"By SFace's descriptors {len(found)} of the {tested} people tested look like someone trained on" + (
+    return f"By SFace's descriptors {len(found)} of the {tested} people of {name} look like someone trained on" + (
         f": {such}{', ...' if len(found) > TOLD else ''}" if found else ""
     )

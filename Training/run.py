@@ -153,8 +153,10 @@ class TrainingRun:
 
     def _called(self, test_set: str) -> str:
         """A test set as it is told: by its folder, for not everyone's is LFW."""
-        folder = {"lfw": "LFW_data_path", "notlfw": "NOTLFW_data_path"}.get(test_set)
-        return Path(self.config[folder]).name if folder else test_set
+        folders = {"lfw": self.config["LFW_data_path"], "notlfw": self.config["NOTLFW_data_path"]}
+        names = {key: Path(folder).name for key, folder in folders.items() if folder}
+        name = names.get(test_set, test_set)
+        return name if list(names.values()).count(name) < 2 else f"{name} ({test_set})"
 
     def _log_space(self, size: int) -> None:
         kept = 2 + self.config["epochs"] // self.config["save_every"]  # last.pt, best.pt, epoch_NNN.pt

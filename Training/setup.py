@@ -55,7 +55,8 @@ class RunData(NamedTuple):
     def overlaps(self, config: dict) -> str:
         """How many people the selection test shares with the others, and whom nothing tells of, as lines to log.
 
-        Where names tell nothing, and SFace is a teacher, people who look alike are counted.
+        Where names tell nothing, and SFace is a teacher, people who look alike are counted. For one process of several:
+        it may compute descriptors, and reads all that there are.
         """
         lines, own = [], people_of(self.test_sets[self.selection])
         for name, test_set in self.test_sets.items():
@@ -70,10 +71,11 @@ class RunData(NamedTuple):
                 "The people trained on have numbers for names, so nobody can be left out of the tests for having been "
                 f"trained on: put VGGFace2's {IDENTITY_FILE} beside the photos."
             )
-            if "sface" in TRUNKS.get(config["teacher"], ()):
-                sampler, pairs = self.train_loader.batch_sampler, self.test_sets["lfw"].pairs
-                found = look_alikes(self.train_loader.dataset, sampler.classes, sampler.names, pairs, config)
-                lines.append(told(found, len(people_of(self.test_sets["lfw"]))))
+            if "sface" in TRUNKS.get(config["teacher"], ()) and config["teacher_weight"]:
+                sampler = self.train_loader.batch_sampler
+                for name, test_set in self.test_sets.items():
+                    parts = self.train_loader.dataset, sampler.classes, sampler.names, test_set.pairs
+                    lines.append(told(name, look_alikes(*parts, config), len(people_of(test_set))))
             else:
                 lines.append("Whether some look alike is not known either: it takes a teacher with SFace.")
         return "\n".join(lines)

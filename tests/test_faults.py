@@ -204,6 +204,45 @@ def test_another_machines_lock_is_held_as_long_as_it_is_touched(tmp_path, monkey
     assert not lock.exists()
 
 
+def test_what_was_taken_over_is_not_removed(tmp_path):
+    """The run that stood still leaves its block before it has seen that another has the lock."""
+    lock = tmp_path / "x.lock"
+    with locked(lock):
+        lock.write_text("7 other-machine 4711")
+    assert lock.read_text() == "7 other-machine 4711"
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "WAIT", 0.05)
+    lock = tmp_path / "x.lock"
+    lock.write_text("7 other-machine 4711")
+    threading.Timer(0.2, lock.unlink).start()
+    with locked(lock):
+        assert lock.read_text().split()[0] == str(os.getpid())
+
+
+def test_a_lock_of_another_user_can_be_read_only(tmp_path, monkeypatch):
+    """Of a run that has ended it is replaced, of one that goes on it holds."""
+    lock, real = tmp_path / "x.lock", open
+
+    def no_writing(path, mode="r", **how):
+        if mode == "r+":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, mode, **how)
+
+    with locked(lock):
+        monkeypatch.setattr(run_lock, "open", no_writing, raising=False)
+        for attempt in (lambda: locked(lock).__enter__(), lambda: run_lock.refuse_if_held(lock)):
+            with pytest.raises(BusyError, match="Another run"):
+                attempt()
+    lock.write_text(dead_lock())
+    with locked(lock):
+        assert lock.read_text().split()[0] == str(os.getpid())
+    lock.write_text(dead_lock())
+    run_lock.refuse_if_held(lock)
+    assert not lock.exists()
+
+
 def test_without_flock_the_lease_decides(tmp_path, monkeypatch):
     """As on Windows and on some network disks."""
     monkeypatch.setattr(run_lock, "fcntl", None)

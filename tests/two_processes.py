@@ -14,7 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Models.CBAM_Face_attention_Resnet import build_model
 from train_maskV9 import train_one_epoch
-from Training.distributed import gather_rows, is_main, main_first, process_group, rank, world_size
+from Training.distributed import (
+    average_running_statistics,
+    gather_rows,
+    is_main,
+    main_first,
+    process_group,
+    rank,
+    world_size,
+)
 from Training.setup import Learner
 from Training.step import Objective
 
@@ -82,6 +90,10 @@ def main(path: str) -> None:
     with process_group("cpu"):
         print(f"process {rank()} prints")
         results = runs()
+        layer = nn.BatchNorm1d(2)
+        layer.running_mean.fill_(rank())
+        average_running_statistics(layer)
+        results["averaged"] = layer.running_mean.tolist()
         results["gathered"] = gather_rows(np.arange(7)[rank() :: world_size(), None]).tolist()
         cache = Path(f"{path}.cache")
         with main_first():

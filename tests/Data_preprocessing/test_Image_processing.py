@@ -358,6 +358,34 @@ def test_shards_together_write_what_one_run_writes(tmp_path, no_dlib, n, capsys)
     assert not no_dlib and tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_shards_of_a_wrong_folder_are_an_error(tmp_path, no_dlib):
+    make_photos(tmp_path / "set" / "train")
+    for shard in ("1/2", "2/2"):
+        with pytest.raises(DataError, match="one folder deeper"):
+            run(tmp_path / "set", tmp_path / "out", "--shard", shard)
+
+
+def test_a_manifest_that_an_editor_has_saved_is_read(tmp_path, no_dlib):
+    data, out = make_photos(tmp_path / "set"), tmp_path / "out"
+    run(data, out)
+    rows = read_manifest(out / "set_manifest.csv")
+    text = (out / "set_manifest.csv").read_bytes()
+    (out / "set_manifest.csv").write_bytes(text.replace(b"\n", b"\r\n"))
+    assert read_manifest(out / "set_manifest.csv").keys() == rows.keys()
+
+
+def test_a_quote_too_many_is_seen_at_once(tmp_path, no_dlib):
+    data, out = make_photos(tmp_path / "set"), tmp_path / "out"
+    run(data, out)
+    manifest = out / "set_manifest.csv"
+    header, *rows = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(header + b'"' + b"".join(rows) * 500)
+    started = time.perf_counter()
+    with pytest.raises(DataError, match="damaged after byte"):
+        read_manifest(manifest)
+    assert time.perf_counter() - started < 1
+
+
 def test_a_shard_has_whole_people(tmp_path, no_dlib):
     """So that a person's folder is listed once, not by every machine."""
     data, out = make_photos(tmp_path / "set"), tmp_path / "out"

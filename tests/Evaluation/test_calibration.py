@@ -111,6 +111,11 @@ def test_the_pairs_of_many_faces_fit_into_memory():
     assert pairs == faces * (faces - 1) // 2 and kilobytes < 600_000
 
 
+def test_distances_that_are_no_numbers_are_an_error():
+    with pytest.raises(DataError, match="not finite"):
+        Strangers(np.array([0.5, np.nan]))
+
+
 def test_the_three_protocols_compare_the_right_sides():
     rng = np.random.default_rng(2)
     unmasked, masked = unit_rows(rng, 60), unit_rows(rng, 60)

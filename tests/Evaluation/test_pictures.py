@@ -108,12 +108,28 @@ def test_a_sheet_holds_every_pair(tmp_path, count):
     assert pixels(path).shape[0] > image.shape[0]  # another row for the attention
 
 
-@pytest.mark.parametrize("text", ["$5 and $6.jpg", r"$\frac$", "\u674e\u96f7", "Jos\u00e9", "a_b^c{d}"])
+@pytest.mark.parametrize(
+    "text", ["$5 and $6.jpg", r"$\frac$", "\u674e\u96f7", "Jos\u00e9", "a_b^c{d}", "\u0645\u062d", "\u037f\t"]
+)
 def test_names_are_drawn_as_they_are(tmp_path, text, recwarn):
     """Two dollars were a formula, letters that no font has were boxes."""
     plot_comparison(shown((9, 9, 9))._replace(caption=text), shown((9, 9, 9)), text, tmp_path / "picture.png")
     assert not [warning for warning in recwarn if "missing from" in str(warning.message)]
-    assert pictures.drawable("Jos\u00e9 $1") == "Jos\u00e9 \\$1"
+    assert pictures.drawable("Jos\u00e9 $1") == "Jos\u00e9 \\$1" and pictures.drawable("\u0645") == "\u0645"
+    assert pictures.drawable("a\tb") == r"a\tb"
+
+
+def test_a_font_that_is_gone_is_left_out(tmp_path, monkeypatch):
+    """matplotlib's list of fonts may be of another machine that shares the home."""
+    pictures.fonts.cache_clear()
+    real = pictures.font_manager.findfont
+
+    def find(name, **how):
+        return real(name, **how) if name == "DejaVu Sans" else str(tmp_path / "gone.ttf")
+
+    monkeypatch.setattr(pictures.font_manager, "findfont", find)
+    assert list(pictures.fonts()) == ["DejaVu Sans"]
+    pictures.fonts.cache_clear()
 
 
 def test_the_pictures_name_says_its_format(tmp_path):

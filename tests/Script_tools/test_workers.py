@@ -49,3 +49,14 @@ def test_workers_do_not_import_the_program(tmp_path):
     command = [sys.executable, str(tmp_path / "mine.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "begins\n[] [] [] []\n" and done.returncode == 0, done.stderr
+
+
+def test_a_function_of_the_program_itself_is_said_to_be_one(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom functools import partial\n"
+        "from Script_tools.workers import map_chunks\ndef own(chunk): return chunk\n"
+        "def work(chunk, compute): return chunk\nwork.__module__ = 'math'\n"
+        "list(map_chunks(partial(work, compute=own), iter(range(4)), 1, 2, 'looked'))\n"
+    )
+    done = subprocess.run([sys.executable, str(tmp_path / "mine.py")], capture_output=True, text=True, cwd=tmp_path)
+    assert "put it into a module" in done.stderr.splitlines()[-1]

@@ -73,8 +73,9 @@ def test_where_names_tell_nothing_people_who_look_alike_are_told(tmp_path, monke
     settings = config | {"teacher": "both", "padding": 0.625}
     lines = data.overlaps(settings).splitlines()
     assert "numbers for names" in lines[-2]
-    assert re.fullmatch(r"By SFace.* 1 of the 3 people tested look like .*: Bob like n000002 \(0\.[0-3]\d\)", lines[-1])
-    assert "takes a teacher with SFace" in data.overlaps(settings | {"teacher": "dlib"})
+    assert re.fullmatch(r"By SFace.* 1 of the 3 people of lfw look like .*: Bob like n000002 \(0\.[0-3]\d\)", lines[-1])
+    for other in ({"teacher": "dlib"}, {"teacher_weight": 0.0}):
+        assert "takes a teacher with SFace" in data.overlaps(settings | other)
     assert "SFace" not in data._replace(people=["Ann Lee"]).overlaps(settings)
 
 

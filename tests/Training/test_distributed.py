@@ -76,6 +76,10 @@ def test_rows_are_gathered_in_order_and_one_process_prints(two):
     assert "process 0 prints" in printed and "process 1 prints" not in printed
 
 
+def test_running_statistics_are_averaged_over_the_processes(two):
+    assert two[0]["averaged"] == [0.5, 0.5]
+
+
 def test_the_script_runs_in_two_processes_and_one_writes(drawn_options, tmp_path):
     options = [*drawn_options, "--output_path", tmp_path, "--run_name", "two", "--epochs", 1, "--packed", True]
     printed = torchrun(ROOT / "train_maskV9.py", *options)
