@@ -12,7 +12,7 @@ config = {
     "notmask_data_path": "Datasets/vggface2_train_face_notmask",  # the same faces without masks
     "mask_data_path": "Datasets/vggface2_train_mask_notmask",  # attention targets: white = face above the mask
     "train_data_index": "Datasets/vggface2_train_face_mask.csv",  # id,name,class of the training faces
-    "manifest_path": "Datasets/vggface2_train_manifest.csv",  # landmarks of the faces; read for new masks and bare faces
+    "manifest_path": "Datasets/vggface2_train_manifest.csv",  # landmarks, for new masks and bare faces
     "train_people": None,  # text file, one name a line: use only these people
     "LFW_data_path": "Datasets/lfw_funneled",  # test photos
     "LFW_pairs": "Datasets/LFW_pairs.txt",  # test pairs

@@ -46,8 +46,8 @@ def read_landmarks(path: str | Path, faces: Sequence[str], image_size: int) -> L
     path = Path(path)
     if not path.is_file():
         raise DataError(
-            f"There is no manifest {path}: Data_preprocessing/Image_processing.py writes it (manifest_path). It is needed "
-            "where masks = new, and for the attention targets of bare faces (unmasked_share)."
+            f"There is no manifest {path}: Data_preprocessing/Image_processing.py writes it (manifest_path). It is "
+            "needed where masks = new, and for the attention targets of bare faces (unmasked_share)."
         )
     stored = path.with_suffix(".landmarks")
     if (found := _open(stored, path)) is None:
