@@ -75,12 +75,8 @@ def drawable(text: str) -> str:
     """The text as it can be drawn: letters that no font of this machine has are escaped, as \\u674e; dollars stand for
     themselves, not for a formula."""
     known = fonts().values()
-    letters = (
-        c
-        if c == "\n" or any(font.get_char_index(ord(c)) for font in known)
-        else c.encode("ascii", "backslashreplace").decode()
-        for c in text
-    )
+    seen = {c for c in text if c.isprintable() and any(font.get_char_index(ord(c)) for font in known)}
+    letters = (c if c in seen or c == "\n" else c.encode("unicode_escape").decode() for c in text)
     return "".join(letters).replace("$", r"\$")
 
 
