@@ -47,7 +47,7 @@ def download_lfw(data_home: str | None, data_path: Path, pairs_path: Path) -> No
     Raises DataError if they cannot be had, or if what is there is not the whole of LFW.
     """
     targets = {data_path: check_photos, pairs_path: check_pairs}
-    there = [target for target in targets if os.path.lexists(target)]
+    there = [target for target in targets if os.path.exists(target)]  # of a link, where it leads
     for target in there:
         print(f"There already: {target}, {targets[target](target)}")
     if len(there) == len(targets):
@@ -56,7 +56,7 @@ def download_lfw(data_home: str | None, data_path: Path, pairs_path: Path) -> No
         if target not in there:
             found = check(source)
             # a link that led nowhere may lead to the data home, so that fetching has filled the place
-            how = "there again" if target.exists() else place(source, target)
+            how = "there again" if target.exists() else place(source, Path(os.path.realpath(target)))
             print(f"{how}: {target} -> {source}, {found}")
 
 

@@ -573,10 +573,13 @@ def test_no_photos(tmp_path):
     data = str(tmp_path / "set")
     with pytest.raises(DataError, match=r"There are no photos \(jpg, png, .*\) in the 1 folder of .*set"):
         Image_processing.main(["--data_path", data])
-    with pytest.raises(DataError, match=r"set has no \.jpg file in any sub-folder"):
+    with pytest.raises(DataError, match=r"There are no photos \(jpg, png, .*\) in the 1 folder of .*set"):
         Make_csv_file_mask.main(["--data_path", data])
     with pytest.raises(DataError, match=r"There are no photos \(jpg, png, .*\) in the 1 folder of .*set"):
         Kill_img.main(["--data_path", data, "--dry_run"])
+    (tmp_path / "set" / "ann" / "1.png").touch()
+    with pytest.raises(DataError, match=r"set has no \.jpg file in any sub-folder"):
+        Make_csv_file_mask.main(["--data_path", data])
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,8 @@ def test_a_run_learns_from_a_teacher(drawn, drawn_options, tmp_path, embedding_d
     face_descriptors(faces, folder, cache_path_of(index), workers=1, compute=described_by_its_pixels)
     options = ("--train_data_index", str(index), "--teacher", "dlib", "--embedding_dim", str(embedding_dim),
                "--optimizer", "adamw", "--learning_rate_schedule", "[(0, 0.001)]", "--rate_decay", "cosine",
-               "--unmasked_share", "0.5", "--epochs", "4")  # fmt: skip
+               "--unmasked_share", "0.5", "--epochs", "4",
+               "--manifest_path", str(drawn / "train_manifest.csv"))  # fmt: skip
     result = train(drawn_options, tmp_path, *options)
     losses = [float(row["teacher_loss"]) for row in read_metrics(result["metrics"])]
     assert losses[-1] < 0.9 * losses[0]
