@@ -2,8 +2,8 @@
 # Makes the shipped network from nothing but the data: bash benchmarks/ship.sh FACES WORK [more settings of the training]
 # FACES holds celeba/, lfw/, real_labelled/ and protocol/ (see small_real.py); everything is written below WORK.
 # It can be stopped and started again: what is done is kept, training goes on where it was.
-# About 80 minutes on two cores with bfloat16. (The shipped file saw 134,000 images, --num_train_triplets 14848, on a card;
-# a network of these 31,104 is as good: docs/measured.md.)
+# About 75 minutes on two cores with bfloat16, added up from its parts. (The shipped file saw 134,000 images on a card,
+# --num_train_triplets 14848; one of these 31,104, through the same straightener, is as good: docs/measured.md.)
 set -euo pipefail
 faces=$(realpath "$1") work=$(realpath -m "$2")
 shift 2
