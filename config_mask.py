@@ -31,6 +31,7 @@ config = {
     "flip": False,  # mirror half of the images
     "jitter": 0.0,  # of the alignment; 1: as much as a mask moves it (3.5 degrees, 10 % in size, 4.5 % of the width)
     "photo_jitter": 0.0,  # of brightness, contrast, colour, sharpness; 1: plainly visible
+    "tight_share": 0.0,  # of the images, cut off near the face, as face detectors and users cut photos: black beyond
     "mix": 0.0,  # share of the faces blended with another person's, before the mask: new people, whom only a teacher
     # ^ can tell anything of; needs masks = new, a teacher, and triplet_weight = 0
     "test_seed": 0,  # of test faces' masks, whatever the training's seed: all runs are chosen and scored on the same
@@ -120,6 +121,7 @@ TRUNKS = {
     "embedding_dim": 256,
     "jitter": 1.0,
     "photo_jitter": 0.3,
+    "tight_share": 0.4,
     "mix": 0.35,
     "mining": "random",
     "triplets": "new",

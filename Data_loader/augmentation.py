@@ -18,6 +18,9 @@ UNMASKED_JITTER = 0.3  # share of it for a face without mask, which is aligned m
 # at photo_jitter = 1: deviations of brightness (grey levels), of the logarithm of contrast and of each colour's gain
 BRIGHTNESS, CONTRAST, COLOUR = 25.0, 0.25, 0.06
 BLUR, GREY = 0.4, 0.1  # shares of the faces that lose sharpness, and all colour
+# of a tight photo: how far from the middle of the face it ends, in halves of dlib's chip, and its turn in degrees
+TIGHT, TIGHT_TURN = (0.5, 1.5), 8.0
+TIGHT_SMALL, SMALLEST = 0.5, 0.2  # share of the tight photos that are small as well, and what resolution is left
 
 
 class Augmentation(NamedTuple):
@@ -29,6 +32,7 @@ class Augmentation(NamedTuple):
     flip: bool = False
     jitter: float = 0.0
     photo_jitter: float = 0.0
+    tight_share: float = 0.0
     mix: float = 0.0
     padding: float = PADDING
 
@@ -57,6 +61,7 @@ def of_config(config: dict) -> Augmentation:
         flip=config["flip"],
         jitter=config["jitter"],
         photo_jitter=config["photo_jitter"],
+        tight_share=config["tight_share"],
         mix=config["mix"],
         padding=config["padding"],
     )
@@ -89,7 +94,7 @@ def new_mask(
 def change(
     face: np.ndarray, target: np.ndarray | None, how: Augmentation, rng: np.random.Generator, unmasked: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mirror, move and relight a face, and its attention target with it where there is one.
+    """Mirror, move, relight and cut off a face, and its attention target with it where there is one.
 
     Args:
         face: (S, S, 3) uint8 RGB. target: (S, S) uint8 0 or 255.
@@ -108,6 +113,12 @@ def change(
             target = cv2.warpAffine(target, matrix, size, flags=cv2.INTER_NEAREST)
     if how.photo_jitter:
         face = relight(face, how.photo_jitter, rng)
+    if how.tight_share and rng.random() < how.tight_share:
+        corners = tight_photo(len(face), len(face) * chip_share(how.padding), rng)
+        inside = within(corners if matrix is None else corners @ matrix[:, :2].T + matrix[:, 2], len(face))
+        if rng.random() < TIGHT_SMALL:
+            face = smaller(face, rng.uniform(SMALLEST, 0.9))
+        face, target = face * inside[:, :, None], None if target is None else target * inside
     return face, target
 
 
@@ -136,9 +147,29 @@ def relight(face: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
         face = cv2.cvtColor(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         gains[:] = np.exp(contrast)
     if blurred:
-        # to a half of the resolution at most, and back: a small or distant photo
-        share = rng.uniform(0.5, 0.9)
-        small = cv2.resize(face, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
-        face = cv2.resize(small, face.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        face = smaller(face, rng.uniform(0.5, 0.9))
     levels = (np.arange(256)[:, None] - 127.5) * gains + 127.5 + brightness
     return cv2.LUT(face, np.clip(np.round(levels), 0, 255).astype(np.uint8)[None])
+
+
+def smaller(face: np.ndarray, share: float) -> np.ndarray:
+    """A face at a share of its resolution and back again: a small or distant photo."""
+    small = cv2.resize(face, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, face.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def tight_photo(size: int, chip: float, rng: np.random.Generator) -> np.ndarray:
+    """(4, 2) float64 corners, in px of a ``size`` px square, of a photo that ends near the face in its middle: what a
+    face detector cut out, or a user. ``chip``: side of dlib's chip in it, px."""
+    left, top, right, bottom = rng.uniform(*TIGHT, 4) * chip / 2
+    turn = np.deg2rad(rng.normal(0, TIGHT_TURN))
+    turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return np.array([(-left, -top), (right, -top), (right, bottom), (-left, bottom)]) @ turned + (size - 1) / 2
+
+
+def within(corners: np.ndarray, size: int) -> np.ndarray:
+    """(size, size) uint8: 1 in the quadrangle of (4, 2) ``corners`` in px, 0 beyond: black, as alignment leaves what
+    lies outside of a photo."""
+    inside = np.zeros((size, size), np.uint8)
+    cv2.fillConvexPoly(inside, np.round(corners * 16).astype(np.int32), 1, shift=4)
+    return inside

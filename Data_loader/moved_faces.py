@@ -12,7 +12,16 @@ import cv2
 import numpy as np
 import torch
 
-from Data_loader.augmentation import UNMASKED_JITTER, Augmentation, new_mask, random_numbers, relight, similarity
+from Data_loader.augmentation import (
+    UNMASKED_JITTER,
+    Augmentation,
+    new_mask,
+    random_numbers,
+    relight,
+    similarity,
+    tight_photo,
+    within,
+)
 from Data_loader.face_files import read_face
 from Data_loader.triplet_dataset import FaceSet, empty
 from Data_preprocessing.landmark_file import Landmarks
@@ -25,6 +34,7 @@ NEAR, FAR, FAR_SHARE = 1.0, 2.5, 0.2  # jitter of the faces, and of a share that
 # where a detector finds something beside the face (5 of 881 real chips): share, and shift to each side at most
 LOST_SHARE, LOST = 0.07, 0.35
 RELIGHT = 0.3  # photo_jitter
+TIGHT_SHARE = 0.4  # of the faces, as if the photo ended near them
 
 
 def wide_size(image_size: int) -> int:
@@ -34,7 +44,7 @@ def wide_size(image_size: int) -> int:
 
 class MovedFaces(FaceSet):
     """Item (row, draw): face ``row`` with a mask of any kind or none, mirrored half the time, moved and relit, all as
-    the random numbers of ``draw`` want it.
+    the random numbers of ``draw`` want it; some cut off.
 
     An item holds
         images: (3, S, S) uint8, 0..255, RGB
@@ -73,7 +83,11 @@ class MovedFaces(FaceSet):
         move = move_of(matrix, size)
         matrix[:, 2] -= matrix[:, :2] @ np.full(2, (wide - size) / 2)  # out of the middle of the wide chip
         face = cv2.warpAffine(face[:, ::-1] if mirrored else face, matrix, (size, size), flags=cv2.INTER_LINEAR)
-        return relight(face, RELIGHT, rng), move
+        face = relight(face, RELIGHT, rng)
+        if rng.random() < TIGHT_SHARE:
+            corners = tight_photo(wide, size, rng)
+            face *= within(corners @ matrix[:, :2].T + matrix[:, 2], size)[:, :, None]
+        return face, move
 
 
 def move_of(matrix: np.ndarray, size: int) -> np.ndarray:

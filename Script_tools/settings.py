@@ -38,8 +38,8 @@ POSITIVE = frozenset({
     "num_train_triplets", "save_every", "patience", "mined_faces", "images",
 })  # fmt: skip
 NOT_NEGATIVE = (
-    "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter", "mix",
-    "save_every_minutes", "padding", "test_seed",
+    "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter",
+    "tight_share", "mix", "save_every_minutes", "padding", "test_seed",
 )  # fmt: skip
 LENGTH = ("images", "epochs", "num_train_triplets")  # of a run
 
@@ -136,7 +136,7 @@ def check_config(final: dict) -> None:
         raise DataError(f"dlib_weight = {final['dlib_weight']!r}: must be between 0 and 1")
     if final["trunk"] != "resnet":
         check_trunk(final)
-    for key in ("unmasked_share", "mix"):
+    for key in ("unmasked_share", "tight_share", "mix"):
         if not 0 <= final[key] <= 1:
             raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")
     taught = final["teacher"] != "none" and final["teacher_weight"]

@@ -18,6 +18,8 @@ from Data_loader.augmentation import (
     random_numbers,
     relight,
     similarity,
+    tight_photo,
+    within,
 )
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader, check_padding
 from Data_preprocessing.landmark_file import read_landmarks
@@ -42,6 +44,7 @@ def test_the_recipe_shows_faces_as_they_were_prepared():
         ("flip", True),
         ("jitter", 0.1),
         ("photo_jitter", 1.0),
+        ("tight_share", 0.1),
     ):
         assert of_config({**defaults, key: value}).changes, key
 
@@ -95,6 +98,49 @@ def test_the_target_moves_with_the_face():
     assert set(np.unique(target)) == {0, 255}
     assert ((shown[..., 0] > 127) != (target > 127)).mean() < 0.02
     assert (target != image[..., 0]).mean() > 0.02  # it did move
+
+
+def test_a_share_of_the_photos_ends_near_the_face_after_it_was_moved(monkeypatch):
+    monkeypatch.setattr("Data_loader.augmentation.TIGHT_SMALL", 0.0)
+    how = Augmentation(tight_share=0.5, jitter=1.0, photo_jitter=1.0, padding=0.625)
+    image, target = face() // 2 + 100, np.full((SIZE, SIZE), 255, np.uint8)  # no grey level of 0 but beyond the photo
+    cut = 0
+    for seed in range(200):
+        shown, shown_target = change(image, target, how, np.random.default_rng(seed))
+        whole, whole_target = change(image, target, how._replace(tight_share=0.0), np.random.default_rng(seed))
+        inside = shown_target > 0
+        assert np.array_equal(shown[inside], whole[inside]) and not shown[~inside & (whole_target > 0)].any()
+        cut += inside.sum() < (whole_target > 0).sum()
+        middle = shown_target[SIZE // 2 - 4 : SIZE // 2 + 4, SIZE // 2 - 4 : SIZE // 2 + 4]
+        assert middle.all()  # never the face itself
+    assert 70 < cut < 120
+
+
+def test_half_of_the_tight_photos_are_small_too():
+    how, image = Augmentation(tight_share=1.0), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    sharp = 0
+    for seed in range(200):
+        shown = change(image, None, how, np.random.default_rng(seed))[0]
+        sharp += np.array_equal(shown, image * (shown > 0).any(axis=2, keepdims=True))
+    assert 80 < sharp < 120
+
+
+def test_a_tight_photo_leaves_the_eyes_and_turns_about_the_middle():
+    rng = np.random.default_rng(0)
+    corners = np.array([tight_photo(168, 112, rng) for _ in range(2000)])
+    sides = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2)
+    assert sides.min() >= 2 * 0.5 * 56 - 1e-6 and sides.max() <= 2 * 1.5 * 56 + 1e-6
+    top = corners[:, 1] - corners[:, 0]
+    turns = np.degrees(np.arctan2(top[:, 1], top[:, 0]))
+    assert turns.std() == pytest.approx(8, rel=0.05) and abs(turns.mean()) < 0.6
+    assert np.abs(corners.mean(axis=(0, 1)) - 83.5).max() < 2
+
+
+def test_within_is_one_inside_the_corners_only():
+    inside = within(np.array([(10.0, 20.0), (30.0, 20.0), (30.0, 50.0), (10.0, 50.0)]), SIZE)
+    wanted = np.zeros((SIZE, SIZE), np.uint8)
+    wanted[20:51, 10:31] = 1
+    assert inside.dtype == np.uint8 and np.array_equal(inside, wanted)
 
 
 def test_relighting_keeps_order_and_is_mild_at_small_strength():

@@ -119,6 +119,7 @@ def test_moves_are_what_was_done_to_the_face(wide, drawn, monkeypatch):
     monkeypatch.setattr("Data_loader.moved_faces.UNMASKED_JITTER", 1.0)
     monkeypatch.setattr("Data_loader.moved_faces.FAR_SHARE", 0.0)
     monkeypatch.setattr("Data_loader.moved_faces.LOST_SHARE", 0.0)
+    monkeypatch.setattr("Data_loader.moved_faces.TIGHT_SHARE", 0.0)
     monkeypatch.setattr("Data_loader.moved_faces.relight", lambda face, *_: face)
     for row in range(3):
         photo = cv2.imread(str(drawn / "train_face_notmask" / wide[0].names[row]), cv2.IMREAD_COLOR_RGB)
@@ -136,6 +137,21 @@ def test_moves_are_what_was_done_to_the_face(wide, drawn, monkeypatch):
         assert np.mean(back) < 0.4 * np.mean(moved) and np.mean(back) < 0.06
 
 
+def test_some_photos_end_near_the_face_wherever_it_was_moved(wide, monkeypatch):
+    """Undone, the black beyond the photo lies about the face, never on it."""
+    monkeypatch.setattr("Data_loader.moved_faces.relight", lambda face, *_: face)
+    monkeypatch.setattr("Data_loader.moved_faces.LOST_SHARE", 0.0)
+    keys, black = [(0, draw) for draw in range(40)], []
+    for share in (2.0, 0.0):
+        monkeypatch.setattr("Data_loader.moved_faces.TIGHT_SHARE", share)
+        batch = wide[0].batch(keys)
+        straight = moved_back(scaled(batch["images"]), batch["moves"])
+        black.append((straight < -0.99).all(dim=1).float().mean(dim=0))
+    tight, whole = black
+    edge = torch.cat([tight[0], tight[-1], tight[:, 0], tight[:, -1]]).mean()
+    assert edge > 0.3 and whole.max() < 0.1 and tight[24:40, 24:40].max() < 0.1
+
+
 def test_people_to_measure_on_are_not_taught(wide):
     data, rows, kept = wide
     people = [{data.names[row].split("/")[0] for row in part} for part in (rows, kept)]
@@ -143,7 +159,8 @@ def test_people_to_measure_on_are_not_taught(wide):
 
 
 def test_teaching_straightens_faces_moved_as_it_has_not_seen(wide, monkeypatch):
-    monkeypatch.setattr("Data_loader.moved_faces.LOST_SHARE", 0.0)  # what takes longest to learn
+    for share in ("LOST_SHARE", "TIGHT_SHARE"):  # what takes longest to learn
+        monkeypatch.setattr(f"Data_loader.moved_faces.{share}", 0.0)
     data, rows, _ = wide
     settings = {**config, "num_workers": 0}
     network = train_straightener.train(data, rows[:2], 1920, settings, torch.device("cpu"))
