@@ -39,7 +39,7 @@ config = {
     # ^ is drawn, the photos show real ones
     # --- network ----------------------------------------------------------------------------------------------------
     "trunk": "resnet",  # resnet; dlib, sface: networks that have seen millions of faces; both: side by side
-    "dlib_weight": 0.75,  # both: of dlib's squared distance in theirs; SFace's has the rest
+    "dlib_weight": 0.65,  # both: of dlib's squared distance in theirs; SFace's has the rest
     "model": 34,  # depth of the ResNet: 18, 34, 50, 101, 152
     "attention": "supervised",  # face attention branch: none, free (without target), supervised
     "attention_weight": 1.0,  # of the attention loss in the total loss

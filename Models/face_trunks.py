@@ -82,7 +82,7 @@ class FaceTrunks(nn.Module):
 
     activation_checkpointing = False
 
-    def __init__(self, trunk: str, attention: str = "supervised", padding: float = PADDING, dlib_weight: float = 0.75):
+    def __init__(self, trunk: str, attention: str = "supervised", padding: float = PADDING, dlib_weight: float = 0.65):
         super().__init__()
         if trunk not in TRUNKS:
             raise DataError(f"trunk {trunk!r}: must be one of {', '.join(TRUNKS)}")

@@ -67,7 +67,8 @@ def comparison(folder: Path, seed: int, predictor_path: str, picture: Path) -> N
     landmarks = comparer.aligner.align(photo).photo_landmarks
     choice = random_mask(np.random.default_rng(seed), ("surgical",))
     write_jpeg(masked, draw_mask(photo, landmarks, choice))
-    print(compare.describe(compare.compare_photos(comparer, unmasked, masked, str(picture))))
+    report = compare.compare_photos(comparer, unmasked, masked, str(picture))
+    print(compare.describe({"checkpoint": str(SHIPPED), **report}))
     print(f"written: {picture}")
 
 
