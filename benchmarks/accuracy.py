@@ -5,6 +5,7 @@ python benchmarks/accuracy.py --recipe dlib --faces FOLDER                      
 python benchmarks/accuracy.py --checkpoint PATH --recipe NAME --faces FOLDER           a network that is there already
 python benchmarks/accuracy.py --recipe best --without cloth --images 20000 ...         a kind of mask never seen
 python benchmarks/accuracy.py --recipe trunks --name "no blends" --mix 0 --images ...   with settings of its own
+python benchmarks/accuracy.py --recipe sface --flip --tight --sources lfw celeba ...   test faces cut off near the face
 python benchmarks/accuracy.py --table                                                  prints the CSV as Markdown
 python benchmarks/accuracy.py --compare A B                                            difference of two rows
 """
@@ -14,6 +15,7 @@ import csv
 import hashlib
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ import train_maskV9
 from benchmarks.small_real import prepare
 from benchmarks.sources import SOURCES, scores
 from config_mask import RECIPES, config
+from Data_loader.augmentation import tight_photo, within
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Evaluation.embed import embed_faces
@@ -32,6 +35,7 @@ from Evaluation.scores import PROTOCOLS
 from Losses.Attention_loss import attention_iou, resize_target
 from Models.checkpoint import faces_of, load_checkpoint, network_from_checkpoint
 from Models.face_trunks import FaceTrunks
+from Script_tools.chip_geometry import chip_share
 from Script_tools.files import DataError, replacing, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT
@@ -64,7 +68,7 @@ def main(argv=None) -> None:
     elif args.recipe in PEERS:
         cut = PEERS[args.recipe]
         network = FaceTrunks(args.recipe, "none", cut["padding"], config["dlib_weight"]).load_own_weights()
-        score(args, args.recipe + (" + flip" if args.flip else ""), embedder(network, args.flip), {}, cut=cut)
+        score(args, args.recipe + suffix(args), embedder(network, args, cut), {}, cut=cut)
     elif args.without and RECIPES.get(args.recipe, {}).get("masks") != "new":
         raise DataError(f"--without {args.without}: --recipe {args.recipe} trains on stored masks, of no other kind")
     elif args.checkpoint or args.recipe in RECIPES:
@@ -75,15 +79,34 @@ def main(argv=None) -> None:
             figures = figures | free_attention(
                 network, checkpoint["config"] | prepare(args.faces, args.work, **cut).settings
             )
-        name = recipe_name(args) + (" + flip" if args.flip else "")
-        score(args, name, embedder(network, args.flip), figures, checkpoint["train_people"], cut)
+        name = recipe_name(args) + suffix(args)
+        score(args, name, embedder(network, args, cut), figures, checkpoint["train_people"], cut)
     else:
         raise DataError(f"--recipe {args.recipe}: must be one of {', '.join([*PEERS, *RECIPES])}")
 
 
-def embedder(network: torch.nn.Module, flip: bool):
+def suffix(args: argparse.Namespace) -> str:
+    """What a row's name says of how its faces were read."""
+    return (" + flip" if args.flip else "") + (" + tight" if args.tight else "")
+
+
+def embedder(network: torch.nn.Module, args: argparse.Namespace, cut: dict):
     """A function that gives the (N, D) embeddings of a loader's faces."""
-    return lambda loader: embed_faces(network.eval(), loader, torch.device("cpu"), flip=flip)
+
+    def embed(loader) -> np.ndarray:
+        faces = cut_off(loader, cut["image_size"] * chip_share(cut["padding"])) if args.tight else loader
+        return embed_faces(network.eval(), faces, torch.device("cpu"), flip=args.flip)
+
+    return embed
+
+
+def cut_off(loader, chip: float) -> Iterator[torch.Tensor]:
+    """The faces of a loader, black beyond a tight photo, which is another one for each; ``chip``: dlib's, px."""
+    rng = np.random.default_rng(0)
+    for batch in loader:
+        size = batch.shape[-1]
+        inside = np.stack([within(tight_photo(size, chip, rng), size) for _ in batch])
+        yield batch * torch.from_numpy(inside)[:, None]
 
 
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
@@ -314,6 +337,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                         help="train with the other kinds of masks, test on this one")  # fmt: skip
     parser.add_argument("--checkpoint", metavar="PATH", help="score this one instead of training")
     parser.add_argument("--flip", action="store_true", help="average a face's embedding and its mirror image's")
+    parser.add_argument("--tight", action="store_true", help="cut the test faces off as in photos that end near them")
     parser.add_argument("--faces", type=Path, default=ROOT.parent / "shared" / "faces", metavar="FOLDER",
                         help="holds celeba/, lfw/ and protocol/ (default %(default)s)")  # fmt: skip
     parser.add_argument("--work", type=Path, default=ROOT / "Datasets" / "small_real", metavar="FOLDER",

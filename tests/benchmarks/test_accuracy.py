@@ -187,3 +187,11 @@ def test_wrong_recipes_and_missing_files_are_named(tmp_path):
         accuracy.main(["--table", "--csv", str(tmp_path / "rows.csv")])
     with pytest.raises(DataError, match=r"There is no folder .*lfw"):
         prepare(tmp_path, tmp_path / "work")
+
+
+def test_tight_faces_are_black_beyond_the_photo_and_the_same_each_time():
+    batches = [torch.full((2, 3, 64, 64), 200, dtype=torch.uint8) for _ in range(2)]
+    first, again = (torch.cat(list(accuracy.cut_off(batches, chip=42.7))) for _ in range(2))
+    assert first.dtype == torch.uint8 and first.unique().tolist() == [0, 200] and torch.equal(first, again)
+    assert (first[:, :, 26:38, 26:38] == 200).all()  # half of half the chip at least, but for its turn
+    assert len({face.numpy().tobytes() for face in first}) == 4
