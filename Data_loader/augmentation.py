@@ -115,7 +115,7 @@ def change(
         face = relight(face, how.photo_jitter, rng)
     if how.tight_share and rng.random() < how.tight_share:
         corners = tight_photo(len(face), len(face) * chip_share(how.padding), rng)
-        inside = within(corners if matrix is None else corners @ matrix[:, :2].T + matrix[:, 2], len(face))
+        inside = within(corners, len(face), matrix)
         if rng.random() < TIGHT_SMALL:
             face = smaller(face, rng.uniform(SMALLEST, 0.9))
         face, target = face * inside[:, :, None], None if target is None else target * inside
@@ -167,9 +167,11 @@ def tight_photo(size: int, chip: float, rng: np.random.Generator) -> np.ndarray:
     return np.array([(-left, -top), (right, -top), (right, bottom), (-left, bottom)]) @ turned + (size - 1) / 2
 
 
-def within(corners: np.ndarray, size: int) -> np.ndarray:
+def within(corners: np.ndarray, size: int, matrix: np.ndarray | None = None) -> np.ndarray:
     """(size, size) uint8: 1 in the quadrangle of (4, 2) ``corners`` in px, 0 beyond: black, as alignment leaves what
-    lies outside of a photo."""
+    lies outside of a photo. ``matrix``: (2, 3), moves the corners first."""
+    if matrix is not None:
+        corners = corners @ matrix[:, :2].T + matrix[:, 2]
     inside = np.zeros((size, size), np.uint8)
     cv2.fillConvexPoly(inside, np.round(corners * 16).astype(np.int32), 1, shift=4)
     return inside

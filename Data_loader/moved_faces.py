@@ -85,8 +85,7 @@ class MovedFaces(FaceSet):
         face = cv2.warpAffine(face[:, ::-1] if mirrored else face, matrix, (size, size), flags=cv2.INTER_LINEAR)
         face = relight(face, RELIGHT, rng)
         if rng.random() < TIGHT_SHARE:
-            corners = tight_photo(wide, size, rng)
-            face *= within(corners @ matrix[:, :2].T + matrix[:, 2], size)[:, :, None]
+            face *= within(tight_photo(wide, size, rng), size, matrix)[:, :, None]
         return face, move
 
 

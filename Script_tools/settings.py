@@ -39,7 +39,7 @@ POSITIVE = frozenset({
 })  # fmt: skip
 NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter",
-    "tight_share", "mix", "save_every_minutes", "padding", "test_seed",
+    "mix", "save_every_minutes", "padding", "test_seed",
 )  # fmt: skip
 LENGTH = ("images", "epochs", "num_train_triplets")  # of a run
 

@@ -162,3 +162,5 @@ def test_blends_need_a_teacher_and_no_triplets():
             check_config({**good, key: value})
     with pytest.raises(DataError, match=r"mix = 1\.5: must be from 0 to 1"):
         check_config({**good, "mix": 1.5})
+    with pytest.raises(DataError, match=r"tight_share = -0\.1: must be from 0 to 1"):
+        check_config({**good, "tight_share": -0.1})
