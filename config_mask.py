@@ -46,6 +46,7 @@ config = {
     "cbam": True,  # channel and spatial attention in every residual block
     "pretrained": False,  # start from torchvision's ImageNet weights
     "init_from": None,  # a checkpoint: start from its weights; what has another shape starts anew
+    "train_straightener": False,  # a straightener that init_from brings along learns too, not the networks behind alone
     "image_size": 256,  # px, square
     "embedding_dim": 256,
     # --- loss -------------------------------------------------------------------------------------------------------
@@ -123,6 +124,7 @@ TRUNKS = {
     "photo_jitter": 0.3,
     "tight_share": 0.4,
     "mix": 0.35,
+    "train_straightener": True,
     "mining": "random",
     "triplets": "new",
     "train_batch_size": 64,

@@ -64,7 +64,7 @@ def train(
 ) -> dict | None:
     """The run: train an epoch, validate, record, save. Returns what ``TrainingRun.finish`` gives (process 0 only)."""
     loader, sampler = data.train_loader, data.train_loader.batch_sampler
-    learner = make_learner(config, loader, objective, device, restored=checkpoint is not None)
+    learner = make_learner(config, loader, objective, device, checkpoint)
     progress, position = {"epoch": 0, "best_auc": -1.0, "best_epoch": 0}, Position()
     run.describe(device, loader, data.test_sets, learner.network)
     if is_main():

@@ -17,7 +17,11 @@ from Script_tools.files import DataError, file_errors, write_whole
 FORMAT = "V9 checkpoint 1"
 TEACHER_DIMS = {"dlib": 128, "sface": 128, "both": 256}  # numbers of a teacher's descriptors
 # what the checkpoints of before these keys were made with
-BEFORE = {"teacher": "none", "trunk": "resnet", "padding": 0.25, "detector": "dlib", "dlib_weight": 0.75}
+BEFORE = {
+    "teacher": "none", "trunk": "resnet", "padding": 0.25, "detector": "dlib", "dlib_weight": 0.75,
+    "train_straightener": False,
+}  # fmt: skip
+STRAIGHTENER = "straightener."  # what its weights are called in a network's; in a checkpoint they stand apart
 SHIPPED = Path(__file__).with_name("pretrained") / "v9_best.pt"  # the network that comes with this repository
 
 
@@ -163,9 +167,11 @@ def init_from(network: torch.nn.Module, path: str | Path) -> str:
 
 
 def put_straightener(network: torch.nn.Module, checkpoint: dict, path: str | Path) -> None:
-    """Put the checkpoint's straightener, where it has one, before ``network``; it does not learn any more."""
+    """Put the checkpoint's straightener, where it has one, before ``network``; a new one does not learn any more."""
     if "straightener" in checkpoint:
-        straightener = Straightener().requires_grad_(False).eval()
+        straightener = network.straightener
+        if straightener is None:
+            straightener = Straightener().requires_grad_(False).eval()
         load_weights(straightener, checkpoint["straightener"], path)
         network.straightener = straightener.to(next(network.parameters()).device)
 
@@ -186,9 +192,10 @@ class UnitLinear(torch.nn.Linear):
 def load_weights(network: torch.nn.Module, state_dict: dict, path: str | Path) -> None:
     """Load ``state_dict`` into ``network``; every name and shape must match. Raises DataError saying what differs.
 
-    The network's tensors keep their type: weights stored in half precision become float32.
+    The network's tensors keep their type: weights stored in half precision become float32. A straightener before the
+    network stays as it is.
     """
-    own = network.state_dict()
+    own = {key: value for key, value in network.state_dict().items() if not key.startswith(STRAIGHTENER)}
     missing, extra = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
     shapes = [f"{k} {tuple(state_dict[k].shape)} here {tuple(own[k].shape)}" for k in own.keys() & state_dict.keys()
               if own[k].shape != state_dict[k].shape]  # fmt: skip
@@ -197,7 +204,7 @@ def load_weights(network: torch.nn.Module, state_dict: dict, path: str | Path) -
             f"{path} holds another architecture: {len(missing)} tensors missing {missing[:3]}, "
             f"{len(extra)} unknown {extra[:3]}, {len(shapes)} of another shape {sorted(shapes)[:3]}."
         )
-    network.load_state_dict(state_dict)
+    network.load_state_dict(state_dict, strict=False)
 
 
 def newest_checkpoint(output_path: str | Path, name: str) -> Path | None:

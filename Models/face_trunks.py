@@ -101,7 +101,7 @@ class FaceTrunks(nn.Module):
         self.pooled = nn.Identity()  # the features that the mask head reads pass through here
 
     def train(self, mode: bool = True) -> "FaceTrunks":
-        """Training mode, but for a straightener: it is not trained along, and its statistics stay."""
+        """Training mode, but for a straightener: its statistics stay, also where it is trained along."""
         super().train(mode)
         if self.straightener is not None:
             self.straightener.eval()

@@ -136,6 +136,8 @@ def check_config(final: dict) -> None:
         raise DataError(f"dlib_weight = {final['dlib_weight']!r}: must be between 0 and 1")
     if final["trunk"] != "resnet":
         check_trunk(final)
+    elif final["train_straightener"]:
+        raise DataError("train_straightener: trunk = resnet is trained without a straightener; it is put before it later")
     for key in ("unmasked_share", "tight_share", "mix"):
         if not 0 <= final[key] <= 1:
             raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")

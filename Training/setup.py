@@ -22,7 +22,7 @@ from Data_loader.triplet_dataset import FaceLoader
 from Data_loader.triplets import MINING_STREAM, stream
 from Evaluation.embed import embed_faces
 from Evaluation.scores import check_enough
-from Models.checkpoint import build_network, init_from, load_checkpoint
+from Models.checkpoint import build_network, init_from, keep_straightener, load_checkpoint
 from Models.face_trunks import TRUNKS, FaceTrunks, weights_of
 from Script_tools.files import DataError
 from Training.distributed import gather_rows, parallel, rank, world_size
@@ -141,11 +141,11 @@ def check_batch_size(config: dict) -> None:
 
 
 def make_learner(
-    config: dict, train_loader: FaceLoader, objective: Objective, device: torch.device, restored: bool = False
+    config: dict, train_loader: FaceLoader, objective: Objective, device: torch.device, checkpoint: dict | None = None
 ) -> Learner:
-    """The network of the config and its optimizer; ``restored`` as in ``prepare_network``."""
+    """The network of the config and its optimizer; ``checkpoint`` as in ``prepare_network``."""
     torch.manual_seed(config["seed"])
-    network = prepare_network(config, device, restored)
+    network = prepare_network(config, device, checkpoint)
     return Learner(
         network,
         make_optimizer(config["optimizer"], network.parameters()),
@@ -156,16 +156,20 @@ def make_learner(
     )
 
 
-def prepare_network(config: dict, device: torch.device, restored: bool = False) -> nn.Module:
+def prepare_network(config: dict, device: torch.device, checkpoint: dict | None = None) -> nn.Module:
     """The network of the config on ``device``, as it computes fastest there.
 
-    ``restored``: its weights will be those of a checkpoint; what the run began with need not be there any more.
+    ``checkpoint``: whose weights will be put back; what the run began with need not be there any more.
     """
-    if restored:
+    if checkpoint:
         config = config | {"pretrained": False, "init_from": None}
     network = build_network(config)
     if config["init_from"]:
         print(init_from(network, config["init_from"]))
+    if checkpoint:
+        keep_straightener(network, checkpoint, "the checkpoint")
+    if config["train_straightener"] and network.straightener is not None:
+        network.straightener.requires_grad_(True)  # before the optimizer is made: it learns what can be learned
     network = network.to(device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -10,6 +10,7 @@ import torch
 
 from Models.checkpoint import (
     BEFORE,
+    STRAIGHTENER,
     as_written,
     keep_straightener,
     load_checkpoint,
@@ -23,12 +24,11 @@ from Script_tools.settings import config_from_args
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
 FIXED_KEYS = (
     "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "dlib_weight", "optimizer",
-    "teacher",
+    "teacher", "train_straightener",
 )  # fmt: skip
 TEACHER_MEAN = (
     "teacher_mean"  # key of a checkpoint: (D,) float32, from which a centred teacher's targets are directions
 )
-STRAIGHTENER = "straightener."  # what its weights are called in the network's
 RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
 PROGRESS = {"epoch": int, "best_auc": float, "best_epoch": int}
 IDENTITY_FILE = "identity_meta.csv"  # VGGFace2's: Class_ID, Name, ...

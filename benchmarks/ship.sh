@@ -2,8 +2,6 @@
 # Makes the shipped network from nothing but the data: bash benchmarks/ship.sh FACES WORK [more settings of the training]
 # FACES holds celeba/, lfw/, real_labelled/ and protocol/ (see small_real.py); everything is written below WORK.
 # It can be stopped and started again: what is done is kept, training goes on where it was.
-# About 75 minutes on two fast cores with bfloat16 in AMX, added up from its parts. With SEEDS=0 the second half of the
-# images is left out: as good (docs/measured.md).
 set -euo pipefail
 faces=$(realpath "$1") work=$(realpath -m "$2")
 shift 2
@@ -23,20 +21,16 @@ if [ ! -f "$work/straight.pt" ]; then
         --faces "${STRAIGHTENER_FACES:-300000}" --cache_path "$work/cache" --precision bfloat16 --output "$work/straight.pt"
 fi
 
-# 31,104 images, and as many again with other random numbers, each time with a rate that falls to nothing
-begin=$work/straight.pt
-for seed in ${SEEDS:-0 1}; do
-    if [ -f "$runs/ship_$seed/last.pt" ]; then
-        "$python" train_maskV9.py --resume "$runs/ship_$seed/last.pt"
-    else
-        "$python" train_maskV9.py --recipe trunks "${options[@]}" --run_name "ship_$seed" --seed "$seed" \
-            --init_from "$begin" --epochs 3 --num_train_triplets 3456 "$@"
-    fi
-    begin=$runs/ship_$seed/last.pt
-done
+# 31,104 images, with a rate that falls to nothing
+if [ -f "$runs/ship/last.pt" ]; then
+    "$python" train_maskV9.py --resume "$runs/ship/last.pt"
+else
+    "$python" train_maskV9.py --recipe trunks "${options[@]}" --run_name ship --init_from "$work/straight.pt" \
+        --epochs 3 --num_train_triplets 3456 "$@"
+fi
 
 # what distances mean, on people of three sources that nobody trained on and nobody is tested on
-"$python" Evaluation/calibration.py --checkpoint "$begin" --data_path "$faces/lfw" "$faces/celeba" \
+"$python" Evaluation/calibration.py --checkpoint "$runs/ship/last.pt" --data_path "$faces/lfw" "$faces/celeba" \
     --real "$faces/real_labelled" --people "$work/calibration_people.txt" --photos_per_person 40 \
     --cache_path "$work/cache" --average_flip --half --output "$work/shipped.pt"
 "$python" benchmarks/small_real.py --faces "$faces" --work "$work" --name_doubles "$work/shipped.pt"
