@@ -1,5 +1,6 @@
 """Trunks that have seen millions: what they give untaught is the networks' own, wherever the face lies in the image."""
 
+import copy
 import math
 
 import pytest
@@ -23,6 +24,7 @@ from Script_tools.chip_geometry import FIVE_POINTS
 from Script_tools.files import DataError
 from Script_tools.settings import check_config, config
 from Training.optimizer import make_optimizer
+from Training.setup import prepare_network
 from Training.state import restore, training_state
 
 WIDE = 0.625
@@ -146,6 +148,43 @@ def test_a_checkpoint_holds_the_straightener_apart_and_a_run_goes_on_with_it(str
             assert torch.equal(other(images)[0], network.eval()(images)[0])
 
 
+def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """One training step on whatever the embeddings and the attention are."""
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    embedding, logits = network.train()(smooth(2, 80), return_logits=True)
+    (embedding[:, ::7].sum() + logits.sum()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_straightener_that_is_trained_along_learns_and_goes_on_where_it_was(straightener, tmp_path):
+    """The optimizer, made before the checkpoint's weights are put back, changes the very ones that are used."""
+    settings = config | {"trunk": "dlib", "embedding_dim": 128, "image_size": 80, "optimizer": "adamw"}
+    begun, own, begin = build_network(settings), copy.deepcopy(straightener), tmp_path / "begin.pt"
+    torch.nn.init.normal_(own.out.weight, std=0.02)  # what it does depends on the face
+    begun.straightener = own
+    save_checkpoint(begin, training_state(begun, make_optimizer("adamw", begun.parameters()), settings, {}, []))
+    for learns in (False, True):
+        settings |= {"init_from": str(begin), "train_straightener": learns}
+        network = prepare_network(settings, torch.device("cpu"))
+        optimizer = make_optimizer("adamw", network.parameters())
+        step(network, optimizer)
+        for key, value in network.straightener.state_dict().items():
+            kept = not learns or "running" in key or "num_batches" in key
+            assert torch.equal(value, own.state_dict()[key]) == kept, key
+    progress = {"epoch": 1, "best_auc": 0.5, "best_epoch": 1}
+    save_checkpoint(tmp_path / "last.pt", training_state(network, optimizer, settings, progress, ["somebody"]))
+    begin.unlink()  # what it began with need not be there any more
+    stored = load_checkpoint(tmp_path / "last.pt")
+    again = prepare_network(settings, torch.device("cpu"), stored)
+    optimizer_again = make_optimizer("adamw", again.parameters())
+    assert restore(stored, again, optimizer_again) == progress
+    step(network, optimizer)
+    step(again, optimizer_again)
+    assert all(map(torch.equal, network.parameters(), again.parameters()))
+
+
 def test_a_straightener_goes_where_the_network_is_and_no_resnet_trains_behind_one(straightener):
     """A ResNet is trained without; gone on with, its training must not begin to see through one."""
     part = {"straightener": straightener.state_dict()}
@@ -176,3 +215,5 @@ def test_mistakes_are_told():
                              ("detector", "mtcnn", "dlib, yunet"), ("dlib_weight", 0.0, "between")):  # fmt: skip
         with pytest.raises(DataError, match=said):
             check_config(good | {key: value})
+    with pytest.raises(DataError, match="train_straightener"):
+        check_config(config | {"train_straightener": True})

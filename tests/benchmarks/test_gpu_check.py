@@ -37,8 +37,27 @@ def test_a_part_that_fails_says_so_and_the_next_begins(tmp_path, capsys):
     assert "Error" in (tmp_path / "gpu_check.md").read_text()
 
 
-def test_a_part_out_of_time_keeps_the_rows_that_it_has(tmp_path):
+def test_a_part_out_of_time_keeps_the_rows_that_it_has(tmp_path, monkeypatch):
+    """The part is a program that writes a row and then hangs, so that no machine is too fast or too slow for it."""
+    hangs = tmp_path / "hangs"
+    hangs.write_text(f"#!/bin/sh\necho '[{{\"step\": \"ours\"}}]' > '{tmp_path}/step.json'\nsleep 600\n")
+    hangs.chmod(0o755)
     args = gpu_check.parse_args(["--out", str(tmp_path), "--dry_run"])
-    part = gpu_check.run_apart("step", args, 12.0)
-    assert part["status"] == "out of time" and 0 < len(part["rows"]) < 12
+    monkeypatch.setattr(gpu_check.sys, "executable", str(hangs))
+    part = gpu_check.run_apart("step", args, 5.0)
+    assert part["status"] == "out of time" and part["rows"] == [{"step": "ours"}]
     assert "out of time" in gpu_check.report({"card": "none"}, [part])
+
+
+def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
+    args = gpu_check.parse_args(["--out", str(tmp_path), "--dry_run", "--part", "step"])
+    written = []
+
+    def rows(plan):
+        for number in range(2):
+            yield {"step": number}
+            written.append(json.loads((tmp_path / "step.json").read_text()))
+
+    monkeypatch.setitem(gpu_check.PARTS, "step", rows)
+    gpu_check.run_part(args)
+    assert written == [[{"step": 0}], [{"step": 0}, {"step": 1}]]
