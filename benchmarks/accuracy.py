@@ -38,7 +38,7 @@ from Models.face_trunks import FaceTrunks
 from Script_tools.chip_geometry import chip_share
 from Script_tools.files import DataError, replacing, write_whole
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import ROOT
+from Script_tools.settings import CHOICES, ROOT
 
 SUITES = ("flat", "kinds", "realigned")
 ALL_SUITES = (*SUITES, *(kind for kind in ALL_KINDS if kind not in SUITES))  # in the order of the table
@@ -113,6 +113,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train the recipe so that ``--images`` images pass forward; its best.pt and the figures of that epoch."""
     triplets, recipe = max(1, round(args.images / 3 / EPOCHS)), RECIPES[args.recipe]
     cut = {key: recipe.get(key, config[key]) for key in ("image_size", "padding", "detector")}
+    cut["detector"] = args.detector or cut["detector"]
     values = {"model": 18, "image_size": args.image_size or SMALL_SIZE, "embedding_dim": 128, "seed": args.seed}
     if recipe.get("trunk", "resnet") != "resnet":
         cut["image_size"] = args.image_size or cut["image_size"]
@@ -329,6 +330,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="of the row (default: the recipe), where settings of the training are added")
     parser.add_argument("--image_size", type=int, help=f"px (default: {SMALL_SIZE}, or what the recipe's trunk wants)")
+    parser.add_argument("--detector", choices=CHOICES["detector"], help="default: the recipe's")
     parser.add_argument("--suites", nargs="+", choices=ALL_SUITES, default=SUITES, metavar="MASKS",
                         help=f"test masks, of {', '.join(ALL_SUITES)} (default: the first three)")  # fmt: skip
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, metavar="SOURCE",
