@@ -137,7 +137,9 @@ def check_config(final: dict) -> None:
     if final["trunk"] != "resnet":
         check_trunk(final)
     elif final["train_straightener"]:
-        raise DataError("train_straightener: trunk = resnet is trained without a straightener; it is put before it later")
+        raise DataError(
+            "train_straightener: trunk = resnet is trained without a straightener; it is put before it later"
+        )
     for key in ("unmasked_share", "tight_share", "mix"):
         if not 0 <= final[key] <= 1:
             raise DataError(f"{key} = {final[key]!r}: must be from 0 to 1")

@@ -1,7 +1,5 @@
 """The three sources: pairs of all photos by what is worn, lost pairs as errors, rows of a made-up network."""
 
-import csv
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -93,15 +91,3 @@ def test_odds_need_thresholds_and_are_printed_as_a_table(tmp_path, monkeypatch):
     lines = odds.table([row, {**row, "passed": 0.0, "times": 0.0}]).splitlines()
     assert lines[2] == "| lfw (3) | cross | 100 | 2.000% | 50 | 2.00 | 90.0% |"
     assert lines[3] == "| lfw (3) | cross | 100 | 0.000% | over 1,000 | 0.00 | 90.0% |"
-
-
-def test_the_shipped_files_table_is_that_of_the_csv():
-    """README's first table stands in the CSV."""
-    rows = list(csv.DictReader((small_real.CELEBA_PAIRS.parent / "accuracy.csv").open()))
-    mine = [row for row in rows if row["recipe"] == "trunks + flip" and row["suite"] in ("realigned", "real")]
-    text = (small_real.CELEBA_PAIRS.parents[1] / "README.md").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("| **shipped**"))
-    assert len(mine) == 3
-    for row in mine:
-        columns = ("cross",) if row["source"] == "real" else ("unmasked", "masked", "cross")
-        assert all((f"{float(row[c]):.3f}" if row["source"] == "real" else row[c]) in line for c in columns)
