@@ -379,7 +379,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="which of several faces in a photo: the one nearest its middle (default), or the largest",
     )  # fmt: skip
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
-    add_config_arguments(parser)
+    add_config_arguments(parser, ("output_path", "predictor_path"))
     return parser.parse_args(argv)
 
 

@@ -48,7 +48,7 @@ config = {
     "init_from": None,  # a checkpoint: start from its weights; what has another shape starts anew
     "train_straightener": False,  # a straightener that init_from brings along learns too, not the networks behind alone
     "image_size": 256,  # px, square
-    "embedding_dim": 256,
+    "embedding_dim": 256,  # numbers of an embedding
     # --- loss -------------------------------------------------------------------------------------------------------
     "embedding_scale": 10.0,  # length of an embedding while training; 1 when validating
     "margin": 0.5,  # on that scale

@@ -20,6 +20,9 @@ from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
 __all__ = ["evaluate_lfw", "main"]  # the function is known by this script's name
+SETTINGS = (  # those of config_mask.py that are read here
+    "LFW_data_path LFW_pairs cache_path output_path predictor_path test_seed test_masks test_batch_size num_workers"
+).split()
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -48,7 +51,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
     parser.add_argument("--average_flip", action="store_true", help="average a face's embedding and its mirror image's")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
-    add_config_arguments(parser)
+    add_config_arguments(parser, SETTINGS)
     return parser.parse_args(argv)
 
 

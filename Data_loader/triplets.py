@@ -23,6 +23,9 @@ from Script_tools.settings import add_config_arguments, config_from_args
 VERSION = 1  # of random_triplets: another number makes every stored table anew
 # independent random numbers for drawing an epoch's triplets, shuffling them, and mining
 TABLE_STREAM, ORDER_STREAM, MINING_STREAM = 0, 1, 2
+SETTINGS = (  # those of config_mask.py that are read here
+    "train_data_index train_people triplets num_train_triplets images epochs seed"
+).split()
 
 
 class Index(NamedTuple):
@@ -240,7 +243,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--epoch", type=int, default=1, help="with --triplets new: the epoch whose table is described (default 1)"
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, SETTINGS)
     return parser.parse_args(argv)
 
 

@@ -162,7 +162,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--data_home", metavar="FOLDER", help="scikit-learn's data folder (default: ~/scikit_learn_data)"
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, ("LFW_data_path", "LFW_pairs"))
     return parser.parse_args(argv)
 
 

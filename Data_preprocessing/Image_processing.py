@@ -29,6 +29,11 @@ from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 from Script_tools.workers import usable_processors
 
+SETTINGS = (  # those of config_mask.py that are read here
+    "raw_data_path train_data_path notmask_data_path mask_data_path manifest_path predictor_path detector padding "
+    "image_size mask_kinds seed"
+).split()
+
 
 def parse_shard(text: str) -> tuple[int, int]:
     """'2/8' -> (2, 8). Raises DataError if it is not two whole numbers, the first from 1 to the second."""
@@ -93,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--merge", action="store_true", help="only join the manifest parts of the complete shards; the last one does it"
     )
     parser.add_argument("--people", metavar="FILE", help="text file, one name a line: only these people's folders")
-    add_config_arguments(parser)
+    add_config_arguments(parser, SETTINGS)
     return parser.parse_args(argv)
 
 

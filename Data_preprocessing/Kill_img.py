@@ -371,7 +371,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--follow_links", action="store_true", help="also where a person's folder is a link to one outside D"
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, ("raw_data_path",))
     return parser.parse_args(argv)
 
 

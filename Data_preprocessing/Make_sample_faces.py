@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="number of the first person: other numbers, other people (default: 0)",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    add_config_arguments(parser)
+    add_config_arguments(parser, ("seed",))
     return parser.parse_args(argv)
 
 

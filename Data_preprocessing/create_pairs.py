@@ -189,7 +189,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--pairs", type=int, default=300, metavar="N", help="same pairs a fold, and as many different (default 300)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a pairs file that is there")
-    add_config_arguments(parser)
+    add_config_arguments(parser, ("LFW_data_path", "seed"))
     return parser.parse_args(argv)
 
 

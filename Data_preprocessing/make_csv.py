@@ -66,8 +66,7 @@ def main(argv=None, config_name: str = "config_mask", description: str | None = 
     parser.add_argument(
         "--csv_path", metavar="FILE", help="the index to write (default: D.csv; without --data_path: train_data_index)"
     )
-    add_config_arguments(parser)
-    parser.set_defaults(config=config_name)
+    add_config_arguments(parser, ("train_data_path", "train_data_index"), config_name)
     args = parser.parse_args(argv)
     config = config_from_args(args)
     data_path, csv_path = config["train_data_path"], config["train_data_index"]

@@ -34,6 +34,9 @@ from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args
 
 KEPT_KEYS = ("model", "config", "progress", "train_people", "run_name", "metrics")  # by --half
+SETTINGS = (  # those of config_mask.py that are read here
+    "LFW_data_path cache_path output_path predictor_path test_seed test_batch_size num_workers seed"
+).split()
 
 
 def calibrate(sources: list[Source]) -> dict:
@@ -108,6 +111,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="FOLDER",
         help="photos of people really masked and not, one folder per person, with a table labels.csv: photo,wears",
     )
+    parser.add_argument("--test_masks", metavar="MASKS", help="that are drawn, as in the config (default: kinds)")
     parser.add_argument("--people", metavar="FILE", help="text file, one name a line: only these people's folders")
     parser.add_argument(
         "--photos_per_person", type=int, default=10, metavar="N", help="at most so many (default: %(default)s)"
@@ -120,7 +124,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--output", metavar="PATH", help="the checkpoint to write (default: back into the same file)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
-    add_config_arguments(parser)
+    add_config_arguments(parser, SETTINGS)
     return parser.parse_args(argv)
 
 

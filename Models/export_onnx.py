@@ -274,7 +274,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--half", action="store_true", help="weights in half precision: half as large, for ONNX Runtime, not for OpenCV"
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, ("output_path", "seed"))
     return parser.parse_args(argv)
 
 

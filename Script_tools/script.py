@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -14,20 +15,34 @@ if TYPE_CHECKING:
     import torch
 
 
+def as_written(prog: str) -> argparse.HelpFormatter:
+    """Descriptions with the line breaks that they have; options beside their explanation, up to a screen's width."""
+    width = min(shutil.get_terminal_size().columns, 120) - 2
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width)
+
+
 class ScriptParser(argparse.ArgumentParser):
-    """Reads a script's options. A wrong one is answered in a sentence naming the nearest, not with a page of usage."""
+    """Reads a script's options. A wrong one is answered in a sentence naming the nearest, not with a page of usage.
+
+    read_elsewhere: settings that train_maskV9.py reads and this script does not.
+    """
+
+    read_elsewhere: frozenset[str] = frozenset()
 
     def __init__(self, description: str, usage: str = "%(prog)s [options]"):
-        as_written = argparse.RawDescriptionHelpFormatter
         super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=as_written)
 
     def error(self, message: str) -> NoReturn:
         """End the script with exit code 2."""
-        near = []
+        near, unread = [], []
         if message.startswith("unrecognized"):
             for option in (word.split("=")[0] for word in message.split() if word.startswith("--")):
+                unread += [option[2:]] if option[2:] in self.read_elsewhere else []
                 longer = [known for known in self._option_string_actions if known.startswith(option)]
                 near += longer or difflib.get_close_matches(option, self._option_string_actions, n=1)
+        if unread:
+            reads = ", ".join(unread)
+            self.exit(2, f"error: {self.prog} does not read {reads}; train_maskV9.py does. --help lists all options.\n")
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         self.exit(2, f"error: {message}.{meant} --help lists all options.\n")
 

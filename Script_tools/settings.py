@@ -5,8 +5,14 @@ import ast
 import importlib
 import itertools
 import math
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+import config_mask
 from config_mask import RECIPES, config
 from Script_tools.files import DataError, user_path
 
@@ -41,18 +47,74 @@ NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter",
     "mix", "save_every_minutes", "padding", "test_seed",
 )  # fmt: skip
+FEW = 14  # so many settings of a script are told one by one in its --help
 LENGTH = ("images", "epochs", "num_train_triplets")  # of a run
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the options ``--config NAME`` and ``--KEY VALUE`` for every key of the config."""
-    group = parser.add_argument_group("settings", "any key of config_mask.py; the values shown are its defaults")
+def add_config_arguments(
+    parser: argparse.ArgumentParser, keys: Sequence[str] = tuple(config), usual: str = "config_mask"
+) -> None:
+    """Give ``parser`` the options ``--config NAME`` and ``--KEY VALUE`` for the ``keys`` that the script reads, and
+    ``--recipe NAME`` where a recipe has one of them. Many keys are named in ``--help``, and told in ``--help_all``.
+
+    ``usual``: the config where the user names none.
+    """
+    parser.read_elsewhere = frozenset(config) - set(keys)
+    told, many = meanings(), len(keys) > FEW
+    group = parser.add_argument_group("settings of config_mask.py")
     group.add_argument(
-        "--config", default="config_mask", metavar="NAME", help="config_mask or config_notmask (default %(default)s)"
+        "--config", default=usual, metavar="NAME", help="config_mask or config_notmask (default: %(default)s)"
     )
-    group.add_argument("--recipe", metavar="NAME", help=f"a named set of values: {', '.join(RECIPES)}")
-    for key, default in config.items():
-        group.add_argument(f"--{key}", metavar="VALUE", help=f"default {default!r}".replace("%", "%%"))
+    if any(key in recipe for recipe in RECIPES.values() for key in keys):
+        group.add_argument("--recipe", metavar="NAME", help=f"a named set of values: {', '.join(RECIPES)}")
+    sections, defaults = {}, importlib.import_module(usual).config
+    for key in keys:
+        section, meaning = told[key]
+        sections.setdefault(section, []).append(key)
+        text = f"{meaning} (default: {defaults[key]!r})".replace("%", "%%")
+        group.add_argument(f"--{key}", metavar="VALUE", help=argparse.SUPPRESS if many else text)
+    if many:
+        lines = [wrapped(f"{section}: {', '.join(names)}") for section, names in sections.items()]
+        parser.epilog = "\n".join(["--KEY VALUE sets one of these; --help_all tells what each means", *lines])
+        group.add_argument("--help_all", action=HelpAll, help="what each setting means, and its default")
+
+
+class HelpAll(argparse.Action):
+    """Prints what every setting means, and ends the script."""
+
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        section = ""
+        for key, (of, meaning) in meanings().items():
+            print(*([f"\n{of}"] if of != section else []), f"  --{key} {config[key]!r}", wrapped(meaning, 6), sep="\n")
+            section = of
+        parser.exit()
+
+
+def wrapped(text: str, indent: int = 2) -> str:
+    """``text`` in lines of a screen's width, the first one after two blanks, or all after ``indent``."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    first = " " * indent
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * max(indent, 6))
+
+
+@cache
+def meanings() -> dict[str, tuple[str, str]]:
+    """{key: (its section, what it means)}: the comments of config_mask.py, which are its manual."""
+    found, section, key = {}, "", None
+    for line in Path(config_mask.__file__).read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"    # --- (.+?) -+", line):
+            section = match[1].split(";")[0]
+        elif match := re.fullmatch(r"    # \^ (.+)", line):
+            found[key] = section, f"{found[key][1]} {match[1]}".strip()
+        elif match := re.match(r'    "(\w+)": .*?(?:  # (.+))?$', line):
+            key = match[1]
+            found[key] = section, match[2] or ""
+        elif line == "}":
+            return found
+    raise AssertionError("config_mask.py has no dict config")
 
 
 def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> dict:

@@ -36,6 +36,9 @@ BETA = 0.5  # of the smooth L1 loss: within half a deviation errors count square
 HELD_OUT = 50  # every fiftieth of the people is kept for measuring
 MEASURED = 1000  # moved faces of theirs
 WIDE = {"mask_kinds": (), "padding": WIDE_PADDING}  # how photos are aligned
+SETTINGS = (  # those of config_mask.py that are read here
+    "raw_data_path cache_path output_path predictor_path precision num_workers seed"
+).split()
 
 
 def train(dataset: MovedFaces, rows: np.ndarray, images: int, config: dict, device: torch.device) -> Straightener:
@@ -142,7 +145,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--faces", type=int, default=200_000, metavar="N", help="faces to see (default: %(default)s)")
     parser.add_argument("--output", metavar="PATH", help="the checkpoint to write (default: back into the same file)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
-    add_config_arguments(parser)
+    add_config_arguments(parser, SETTINGS)
     return parser.parse_args(argv)
 
 

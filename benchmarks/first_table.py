@@ -1,4 +1,4 @@
-"""The README's first table, from benchmarks/accuracy.csv: this network, free ones, and the recipe V9, on three sets of people.
+"""The README's first table, from benchmarks/accuracy.csv: this network, free ones, the recipe V9; three sets of people.
 
 python benchmarks/first_table.py
 """

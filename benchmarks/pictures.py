@@ -34,7 +34,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=2, help="drawn people, one row each (%(default)s)")
     parser.add_argument("--height", type=int, default=200, help="of a row, px (%(default)s)")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "pictures", help="where to write")
-    add_config_arguments(parser)
+    add_config_arguments(parser, ("seed", "predictor_path"))
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,7 @@ import config_notmask
 from config_mask import DEMO, config
 from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import PATH_KEYS, ROOT, add_config_arguments, check_config, config_from_args
+from Script_tools.settings import PATH_KEYS, ROOT, add_config_arguments, check_config, config_from_args, meanings
 
 
 def settings(*options: str, changes: dict | None = None) -> dict:
@@ -112,6 +112,40 @@ def test_a_wrong_option_is_answered_in_one_line(option, meant, capsys):
         settings(option)
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: unrecognized arguments: {option}.{meant} --help lists all options.\n"
+
+
+def test_every_key_has_a_meaning_and_its_section():
+    told = meanings()
+    assert list(told) == list(config)
+    assert all(section and meaning for section, meaning in told.values())
+    assert told["margin"] == ("loss", "on that scale")
+    assert told["learning_rate_schedule"] == (
+        "training",
+        "(first epoch, counted from 0; learning rate)",
+    )  # on a line of its own
+    assert told["mix"][1].endswith("tell anything of; needs masks = new, a teacher, and triplet_weight = 0")
+
+
+def test_a_script_with_few_settings_tells_what_they_mean_and_one_with_many_on_demand(capsys):
+    few, many = ScriptParser(""), ScriptParser("")
+    add_config_arguments(few, ("LFW_pairs", "test_seed"))
+    add_config_arguments(many)
+    assert "--LFW_pairs VALUE  test pairs (default: 'Datasets/LFW_pairs.txt')" in few.format_help()
+    assert "--margin" not in few.format_help() and "--recipe" not in few.format_help()
+    assert "--margin" not in many.format_help() and " margin, " in many.format_help()
+    with pytest.raises(SystemExit) as stop:
+        many.parse_args(["--help_all"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "  --margin 0.5\n      on that scale\n" in text
+    assert all(f"  --{key} {value!r}\n" in text for key, value in config.items())
+
+
+def test_a_key_that_a_script_does_not_read_is_refused_with_the_script_that_does(capsys):
+    parser = ScriptParser("")
+    add_config_arguments(parser, ("LFW_pairs",))
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--margin", "1"])
+    assert stop.value.code == 2 and "does not read margin; train_maskV9.py does" in capsys.readouterr().err
 
 
 def test_unknown_keys_are_errors(capsys):
