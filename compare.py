@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from config_mask import config as default_config
 from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.face_alignment import MAX_DETECTION_SIDE, AlignedFace
 from Data_preprocessing.photo_files import PHOTO_KINDS, is_person_name, left_out, read_photo, split_files
@@ -30,7 +31,7 @@ from Models.checkpoint import SHIPPED, as_written, faces_of, find_checkpoint, lo
 from Models.mask_head import mask_probability
 from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import ROOT, add_config_arguments, config_from_args
 
 FAR = 1e-3  # of strangers that may pass for the same person, where nothing else is asked for
 # px, the width of a face's box. Of bare LFW faces shrunk to 25 px AUC is 1.000 and 3 % of the pairs of one person are
@@ -92,9 +93,12 @@ class Face(NamedTuple):
 class Comparer:
     """A checkpoint made ready to read photos and to judge distances.
 
+    ``Comparer()`` is the shipped network.
+
     Args:
-        path: the checkpoint. far: of the strangers, the share that may pass for the same person; None: FAR, or the
-            lowest that the thresholds have.
+        path: the checkpoint. predictor_path: of dlib's 68-landmark model. device: None: a GPU where there is one.
+        far: of the strangers, the share that may pass for the same person; None: FAR, or the lowest that the thresholds
+            have.
         average_flip: average the embeddings of a face and its mirror image, where the checkpoint has no thresholds;
             where it has, faces are embedded as they were for the thresholds.
         largest: of several faces in a photo take the largest, not the one nearest the middle.
@@ -105,14 +109,14 @@ class Comparer:
 
     def __init__(
         self,
-        path: Path,
-        predictor_path: str,
-        device: torch.device,
-        far: float | None,
-        average_flip: bool,
+        path: str | Path = SHIPPED,
+        predictor_path: str = str(ROOT / default_config["predictor_path"]),
+        device: torch.device | None = None,
+        far: float | None = None,
+        average_flip: bool = False,
         largest: bool = False,
     ):
-        checkpoint = load_checkpoint(path)
+        checkpoint, device = load_checkpoint(path), device or choose_device()
         self.path, self.device, self.largest = path, device, largest
         self.network = network_from_checkpoint(checkpoint, path).to(device)
         self.aligner = aligner_for(predictor_path, **faces_of(checkpoint["config"]))

