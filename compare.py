@@ -8,35 +8,27 @@ no face, no photo, or a checkpoint without thresholds, which Evaluation/calibrat
 
 import argparse
 import json
-import os
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config_mask import config as default_config
-from Data_preprocessing.align_photos import aligner_for, one_line
-from Data_preprocessing.face_alignment import MAX_DETECTION_SIDE, AlignedFace
-from Data_preprocessing.photo_files import PHOTO_KINDS, is_person_name, left_out, read_photo, split_files
-from Evaluation.embed import faces_as_seen, read_faces
+from Data_preprocessing.find_face import NoAnswer
+from Data_preprocessing.photo_files import left_out, photos_in
+from Evaluation.face_cache import FaceCache
+from Evaluation.face_reader import Face, FaceReader
 from Evaluation.pictures import ShownFace, check_picture, plot_comparison, shortened
 from Evaluation.thresholds import decide, protocol_of
-from Models.checkpoint import SHIPPED, as_written, faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
-from Models.mask_head import mask_probability
+from Models.checkpoint import SHIPPED, as_written, find_checkpoint, load_checkpoint
 from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import ROOT, add_config_arguments, config_from_args
 
 FAR = 1e-3  # of strangers that may pass for the same person, where nothing else is asked for
-# px, the width of a face's box. Of bare LFW faces shrunk to 25 px AUC is 1.000 and 3 % of the pairs of one person are
-# called different; at 19 px 0.989 and 13 % (170 pairs)
-LEAST_FACE = 24
 EXIT_CODES = {"same": 0, "different": 10, "unclear": 20, None: 20}
 DETECTORS = {
     "hog": "dlib's HOG detector",
@@ -53,55 +45,14 @@ WEARING = {None: "", True: "masked", False: "unmasked"}
 SIDES = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}
 
 
-class NoAnswer(DataError):
-    """A photo that tells nothing: it cannot be read, or has no face."""
-
-
-class Face(NamedTuple):
-    """A photo's face. photo: (H, W, 3) uint8 RGB. seen: (S, S, 3) uint8 RGB, as the network sees it. embedding:
-    (D,) float32 of norm 1. attention: (h, w) float32 0..1, or None. masked: how sure the mask head is, 0..1; None
-    without a head. quarters: how often the photo was turned by 90 degrees, anticlockwise, to be upright."""
-
-    path: str
-    photo: np.ndarray
-    aligned: AlignedFace
-    seen: np.ndarray
-    embedding: np.ndarray
-    attention: np.ndarray | None
-    masked: float | None
-    quarters: int = 0
-    taken: str = "the one nearest the middle"  # of several faces
-
-    @property
-    def seems_masked(self) -> bool | None:
-        return None if self.masked is None else self.masked > 0.5
-
-    def record(self) -> dict:
-        """The face in plain types, for JSON."""
-        return {
-            "path": self.path,
-            "detector": self.aligned.detector,
-            "faces_found": self.aligned.num_faces,
-            "face_taken": self.taken,
-            "box": list(self.aligned.box),
-            "turned": 90 * self.quarters,
-            "seems_masked": self.seems_masked,
-            "mask_probability": self.masked,
-        }
-
-
-class Comparer:
-    """A checkpoint made ready to read photos and to judge distances.
-
-    ``Comparer()`` is the shipped network.
+class Comparer(FaceReader):
+    """A checkpoint made ready to read photos and to judge distances. ``Comparer()`` is the shipped network.
 
     Args:
         path: the checkpoint. predictor_path: of dlib's 68-landmark model. device: None: a GPU where there is one.
         far: of the strangers, the share that may pass for the same person; None: FAR, or the lowest that the thresholds
             have.
-        average_flip: average the embeddings of a face and its mirror image, where the checkpoint has no thresholds;
-            where it has, faces are embedded as they were for the thresholds.
-        largest: of several faces in a photo take the largest, not the one nearest the middle.
+        average_flip, largest: see ``FaceReader``.
 
     Raises:
         DataError: no such checkpoint, no landmark model, or no thresholds for ``far``.
@@ -116,50 +67,13 @@ class Comparer:
         average_flip: bool = False,
         largest: bool = False,
     ):
-        checkpoint, device = load_checkpoint(path), device or choose_device()
-        self.path, self.device, self.largest = path, device, largest
-        self.network = network_from_checkpoint(checkpoint, path).to(device)
-        self.aligner = aligner_for(predictor_path, **faces_of(checkpoint["config"]))
-        self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
+        super().__init__(path, predictor_path, device or choose_device(), average_flip, largest)
         with as_written(path):
-            self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
             if far is None and self.thresholds:
                 far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in SIDES))
             self.far = far
             for protocol in SIDES if self.thresholds else ():
                 decide(0.0, self.thresholds[protocol], far)
-
-    def read(self, path: str | Path) -> Face:
-        """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face."""
-        if not Path(path).exists():
-            raise NoAnswer(f"There is no photo {path}.")
-        try:
-            photo = read_photo(path)
-        except DataError as error:
-            raise NoAnswer(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
-        aligned, quarters = self.aligner.align_turned(photo, chain="any", largest=self.largest)
-        photo = np.rot90(photo, quarters).copy()
-        if aligned.detector == "whole image" and not self.aligner.looks_aligned(photo):
-            longer = max(photo.shape[:2])
-            small = (
-                f" A photo of {longer} px is searched at {MAX_DETECTION_SIDE}: cut the face out, if it is a small one."
-            )
-            raise NoAnswer(
-                f"No face was found in {path}, and it does not look like an aligned crop of one."
-                f"{small if longer > MAX_DETECTION_SIDE else ''}"
-            )
-        left, _, right, _ = aligned.box
-        if right - left < LEAST_FACE:
-            raise NoAnswer(
-                f"The face in {path} is {right - left} px wide: too small to judge, {LEAST_FACE} px are needed."
-            )
-        images = torch.from_numpy(aligned.chip.transpose(2, 0, 1)[None].copy())
-        outputs = read_faces(self.network, [images], self.device, self.flip)
-        masked = None if self.head is None else float(mask_probability(outputs.features, self.head)[0])
-        attention = None if outputs.attention is None else outputs.attention[0]
-        seen = faces_as_seen(self.network, images, self.device)[0]
-        taken = "the largest" if self.largest else "the one nearest the middle"
-        return Face(str(path), photo, aligned, seen, outputs.embeddings[0], attention, masked, quarters, taken)
 
     def compare(self, first: Face, second: Face, searched: int = 1) -> dict:
         """Distance and verdict in plain types; "verdict": same, different, unclear, or None without thresholds.
@@ -195,19 +109,17 @@ def compare_photos(comparer: Comparer, first: Path, second: Path, picture: str |
     return {"first": faces[0].record(), "second": faces[1].record(), **report}
 
 
-def compare_with_folder(comparer: Comparer, photo: Path, folder: Path, nearest: int, picture: str | None) -> dict:
+def compare_with_folder(
+    comparer: Comparer, photo: Path, folder: Path, nearest: int, picture: str | None, cache: FaceCache | None = None
+) -> dict:
     """The report on the people of ``folder`` nearest to ``photo``; the picture shows the first of them."""
-    query, skipped, best = comparer.read(photo), [], {}
+    query, best = comparer.read(photo), {}
     entries, left = photos_in(folder)
     entries = [entry for entry in entries if not (entry[1].exists() and entry[1].samefile(photo))]
-    faces = []
-    for person, path in tqdm(entries, desc=f"faces of {folder.name}", disable=len(entries) < 20):
-        try:  # of the pictures none is kept
-            face = comparer.read(path)
-            aligned = face.aligned._replace(chip=None)
-            faces.append((person, face._replace(photo=None, aligned=aligned, seen=None, attention=None)))
-        except NoAnswer as error:
-            skipped.append(str(error))
+    answers = comparer.read_many([path for _, path in entries], cache, desc=f"faces of {folder.name}")
+    pairs = list(zip(entries, answers, strict=True))
+    faces = [(person, face) for (person, _), face in pairs if isinstance(face, Face)]
+    skipped = [str(face) for _, face in pairs if isinstance(face, NoAnswer)]
     for person, face in faces:
         found = {"person": person, **face.record(), **comparer.compare(query, face, len(faces))}
         if person not in best or likeness(found) < likeness(best[person]):
@@ -234,26 +146,6 @@ def likeness(found: dict) -> float:
     """By which people are ranked, the smallest first: the distance by the threshold of its own protocol, for faces
     with and without masks lie apart differently."""
     return found.get("distance_by_threshold", found["distance"])
-
-
-def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
-    """(person, photo) of a folder: a sub-folder is a person, a photo in the folder itself is one of its own; and how
-    many other files lie there, by why they are not taken.
-
-    Raises DataError if there are none.
-    """
-    loose, left = split_files(folder)
-    entries = [(name, folder / name) for name in loose]
-    people = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and is_person_name(entry.name))
-    for person in people:
-        names, others = split_files(folder / person, deeper=True)
-        entries += [(person, folder / person / name) for name in names]
-        left += others
-    if not entries:
-        raise DataError(
-            f"{folder} holds no photos ({PHOTO_KINDS}), and no folders with photos. {left_out(left)}".rstrip()
-        )
-    return entries, left
 
 
 def shown(face: Face) -> ShownFace:
@@ -382,8 +274,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--face", choices=("middle", "largest"), default="middle",
         help="which of several faces in a photo: the one nearest its middle (default), or the largest",
     )  # fmt: skip
+    parser.add_argument(
+        "--no_cache",
+        action="store_true",
+        help="keep no embeddings of a folder's faces for the next search",
+    )
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
-    add_config_arguments(parser, ("output_path", "predictor_path"))
+    add_config_arguments(parser, ("output_path", "cache_path", "predictor_path"))
     return parser.parse_args(argv)
 
 
@@ -412,7 +309,8 @@ def main(argv=None) -> dict:
     try:
         if any(path.is_dir() for path in paths):
             photo, folder = sorted(paths, key=Path.is_dir)
-            report = compare_with_folder(comparer, photo, folder, args.nearest, args.picture)
+            cache = None if args.no_cache else FaceCache(Path(config["cache_path"], "faces.sqlite"))
+            report = compare_with_folder(comparer, photo, folder, args.nearest, args.picture, cache)
         else:
             report = compare_photos(comparer, *paths, args.picture)
     except NoAnswer as error:

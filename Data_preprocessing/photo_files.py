@@ -112,6 +112,26 @@ def split_files(folder: str | Path, with_folders: bool = False, deeper: bool = F
     return sorted(photos), +others
 
 
+def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
+    """(person, photo) of a folder: a sub-folder is a person, a photo in the folder itself is one of its own; and how
+    many other files lie there, by why they are not taken.
+
+    Raises DataError if there are none.
+    """
+    loose, left = split_files(folder)
+    entries = [(name, folder / name) for name in loose]
+    people = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and is_person_name(entry.name))
+    for person in people:
+        names, others = split_files(folder / person, deeper=True)
+        entries += [(person, folder / person / name) for name in names]
+        left += others
+    if not entries:
+        raise DataError(
+            f"{folder} holds no photos ({PHOTO_KINDS}), and no folders with photos. {left_out(left)}".rstrip()
+        )
+    return entries, left
+
+
 def survey(data_path: str | Path, people: Iterable[str], may_be_none: bool = False) -> tuple[int, Counter]:
     """How many photos ``iter_photos(data_path, people, with_folders=True)`` gives, and how many other files lie there,
     by why they are not taken.

@@ -52,4 +52,4 @@ def main(network: str, detector_path: str, *paths: str) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if len(sys.argv) == 5 else sys.exit(__doc__)

@@ -63,7 +63,7 @@ def photo(drawn, person, number=1):
 
 
 def run(*arguments, checkpoint):
-    return compare.main([*map(str, arguments), "--checkpoint", str(checkpoint), "--device", "cpu"])
+    return compare.main([*map(str, arguments), "--checkpoint", str(checkpoint), "--device", "cpu", "--no_cache"])
 
 
 def test_the_threshold_decides_and_the_verdict_says_who_would_pass(drawn, write_checkpoint, capsys):

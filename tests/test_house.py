@@ -14,7 +14,9 @@ from Data_preprocessing import mask_drawing
 from Script_tools.settings import CHOICES, MASK_KINDS
 from tests.conftest import ROOT
 
-SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks"} & set(path.relative_to(ROOT).parts))
+SOURCES = sorted(
+    path for path in ROOT.rglob("*.py") if not {"tests", "benchmarks", "docs"} & set(path.relative_to(ROOT).parts)
+)
 SOURCES = [path for path in SOURCES if not path.relative_to(ROOT).parts[0].startswith((".", "venv"))]
 SCRIPTS = [path for path in SOURCES if '__name__ == "__main__"' in path.read_text()]
 

@@ -1,0 +1,118 @@
+"""Embeddings of many photos: where the face is, whether it is masked, and the numbers that a search compares.
+
+Writes PHOTOS_faces.npz (path, person, box, detector, masked, embedding, of the photos with a face) and PHOTOS_faces.csv
+(all photos, without embeddings, and why some have no face). A photo is read once: what a network said of it is kept in
+cache_path, by the photo's bytes; compare.py looks there as well. It can be stopped at any time, and goes on.
+
+python Evaluation/embed_photos.py people                  a folder, one sub-folder per person, or loose photos
+python Evaluation/embed_photos.py list.txt                a text file, one photo a line
+
+In Python: faces = np.load("people_faces.npz"); distances = np.linalg.norm(faces["embedding"] - one, axis=1)
+"""
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from Data_preprocessing.find_face import NoAnswer
+from Data_preprocessing.photo_files import is_photo_name, left_out, photos_in
+from Evaluation.face_cache import FaceCache
+from Evaluation.face_reader import Face, FaceReader
+from Models.checkpoint import SHIPPED
+from Script_tools.files import DataError, file_errors, read_names, replacing, user_path, write_whole
+from Script_tools.script import ScriptParser, choose_device, run_script
+from Script_tools.settings import add_config_arguments, config_from_args
+
+COLUMNS = ["path", "person", "left", "top", "right", "bottom", "detector", "faces", "turned", "masked", "no_answer"]
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__, usage="%(prog)s PHOTOS [options]")
+    parser.add_argument("photos", metavar="PHOTOS", help="a folder of photos or of people, or a text file of paths")
+    parser.add_argument("--output", metavar="NAME", help="of the .npz and the .csv (default: PHOTOS_faces)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the shipped network)")
+    parser.add_argument(
+        "--face", choices=("middle", "largest"), default="middle",
+        help="which of several faces in a photo: the one nearest its middle (default), or the largest",
+    )  # fmt: skip
+    parser.add_argument("--average_flip", action="store_true", help="as in compare.py")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that find faces (default: one per core)")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
+    add_config_arguments(parser, ("cache_path", "predictor_path"))
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> tuple[Path, Path]:
+    """Run the script; returns the paths of the npz and the CSV."""
+    args = parse_args(argv)
+    config = config_from_args(args)
+    source, checkpoint = user_path(args.photos), args.checkpoint or SHIPPED
+    print(f"network {checkpoint}", flush=True)
+    entries, said = photos_to_embed(source)
+    beside = source.with_suffix("") if source.is_file() else source
+    name = str(user_path(args.output)) if args.output else f"{beside}_faces"
+    npz, table = (Path(f"{name.removesuffix('.npz')}.{kind}") for kind in ("npz", "csv"))
+    reader = FaceReader(
+        checkpoint, config["predictor_path"], choose_device(args.device), args.average_flip, args.face == "largest"
+    )
+    cache = FaceCache(Path(config["cache_path"], "faces.sqlite"))
+    answers = reader.read_many([path for _, path in entries], cache, args.workers)
+    people = [person for person, _ in entries]
+    with file_errors(npz):
+        write_npz(npz, people, answers)
+        write_whole(table, table_text(people, [str(path) for _, path in entries], answers))
+    faces = sum(isinstance(answer, Face) for answer in answers)
+    print(f"{faces:,} of {len(answers):,} photos have a face; the others, and why: {table}\n{said}embeddings {npz}")
+    return npz, table
+
+
+def photos_to_embed(source: Path) -> tuple[list[tuple[str, Path]], str]:
+    """(person, photo) of a folder or a list, and a line on what was left out. Raises DataError if there are none."""
+    if source.is_dir():
+        entries, left = photos_in(source)
+        return entries, f"{left_out(left)}\n" if left else ""
+    if is_photo_name(source.name):
+        return [("", source)], ""
+    paths = [source.parent / name for name in read_names(source)]
+    return [(path.parent.name, path) for path in paths], ""
+
+
+def write_npz(path: Path, people: list[str], answers: list[Face | NoAnswer]) -> None:
+    """Those that have a face, a row each."""
+    rows = [(person, face) for person, face in zip(people, answers, strict=True) if isinstance(face, Face)]
+    if not rows:
+        raise DataError(f"Not one of the {len(answers)} photos has a face.")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            path=np.array([face.path for _, face in rows]),
+            person=np.array([person for person, _ in rows]),
+            box=np.array([face.aligned.box for _, face in rows], np.int32),
+            detector=np.array([face.aligned.detector for _, face in rows]),
+            masked=np.array([np.nan if face.masked is None else face.masked for _, face in rows], np.float32),
+            embedding=np.stack([face.embedding for _, face in rows]),
+        )
+
+
+def table_text(people: list[str], paths: list[str], answers: list[Face | NoAnswer]) -> str:
+    """The CSV of all photos."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for person, path, face in zip(people, paths, answers, strict=True):
+        if isinstance(face, NoAnswer):
+            writer.writerow([path, person, *[""] * 8, face])
+        else:
+            found = face.aligned
+            masked = "" if face.masked is None else f"{face.masked:.4f}"
+            writer.writerow([path, person, *found.box, found.detector, found.num_faces, 90 * face.quarters, masked, ""])
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,74 @@
+"""What a network said of photos, kept on the disk, so that they are read once: by network and by the photo's bytes."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from Script_tools.files import DataError
+
+READING = 1  # to be raised with every change of how a photo's face is found, cut out and embedded
+ASKED_AT_ONCE = 500  # keys; SQLite takes 999 in a question
+
+
+class FaceCache:
+    """A file of faces, {key: (record, embedding)}; several programs may read and write it at once (SQLite).
+
+    Raises DataError if the file cannot be made or is none of its kind.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.base = sqlite3.connect(self.path, timeout=60)
+            with self.base:
+                columns = "key BLOB PRIMARY KEY, record TEXT, embedding BLOB"
+                self.base.execute(f"CREATE TABLE IF NOT EXISTS faces ({columns})")
+        except (OSError, sqlite3.Error) as error:
+            raise DataError(f"{path}: faces cannot be kept there ({error}); name another --cache_path.") from error
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, tuple[dict, np.ndarray | None]]:
+        """{key: (record, (D,) float32 embedding or None)} of those that are there."""
+        keys, found = list(keys), {}
+        for begin in range(0, len(keys), ASKED_AT_ONCE):
+            some = keys[begin : begin + ASKED_AT_ONCE]
+            places = ", ".join("?" * len(some))
+            for key, record, embedding in self.base.execute(f"SELECT * FROM faces WHERE key IN ({places})", some):
+                vector = None if embedding is None else np.frombuffer(embedding, np.float32)
+                found[key] = json.loads(record), vector
+        return found
+
+    def put(self, faces: dict[bytes, tuple[dict, np.ndarray | None]]) -> None:
+        """Keep them, whole or not at all."""
+        rows = [
+            (key, json.dumps(record), None if embedding is None else embedding.astype(np.float32).tobytes())
+            for key, (record, embedding) in faces.items()
+        ]
+        try:
+            with self.base:
+                self.base.executemany("INSERT OR REPLACE INTO faces VALUES (?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            raise DataError(f"{self.path}: faces cannot be kept there ({error}); name another --cache_path.") from error
+
+    def close(self) -> None:
+        self.base.close()
+
+
+def photo_key(path: str | Path, reader: bytes) -> bytes | None:
+    """What a photo's face is kept under: its bytes and the ``reader_key``; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return reader + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError:
+        return None
+
+
+def reader_key(checkpoint: str | Path, *settings: object) -> bytes:
+    """(16,) bytes that differ where the checkpoint's file, the settings or the code's way of reading do."""
+    with open(checkpoint, "rb") as file:
+        network = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.blake2b(repr((READING, network, *settings)).encode(), digest_size=16).digest()

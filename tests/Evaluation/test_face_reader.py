@@ -1,0 +1,150 @@
+"""Many photos read at once: the same faces as one by one, each read once, kept by its bytes and the network."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from config_mask import config
+from Data_preprocessing.find_face import NoAnswer
+from Evaluation import embed_photos, face_reader
+from Evaluation.face_cache import FaceCache, reader_key
+from Evaluation.face_reader import Face, FaceReader
+from Models.CBAM_Face_attention_Resnet import build_model
+from Models.checkpoint import save_checkpoint
+from Script_tools.files import DataError
+from Training.state import plain_config
+
+
+def write_checkpoint(path, seed=0):
+    torch.manual_seed(seed)
+    settings = plain_config({**config, "model": 18, "image_size": 64, "embedding_dim": 16})
+    head = {"weight": torch.full((2048,), 0.01), "bias": 0.0}
+    save_checkpoint(path, {"model": build_model(18, 16).state_dict(), "config": settings, "mask_head": head})
+    return path
+
+
+@pytest.fixture
+def people(drawn, tmp_path):
+    """Three people, one of whose photos has no face."""
+    folder = tmp_path / "people"
+    for person in sorted((drawn / "test").iterdir())[:3]:
+        shutil.copytree(person, folder / person.name)
+    (folder / "empty").mkdir()
+    (folder / "empty" / "a, b.jpg").write_bytes(b"no photo")
+    return folder
+
+
+@pytest.fixture
+def reader(tmp_path):
+    return FaceReader(write_checkpoint(tmp_path / "a.pt"), config["predictor_path"], torch.device("cpu"))
+
+
+def photos_of(folder):
+    return sorted(folder.glob("*/*.jpg"))
+
+
+def nothing_new(monkeypatch):
+    monkeypatch.setattr(FaceReader, "read_new", lambda self, paths, workers: pytest.fail(f"{paths}") if paths else [])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_many_are_read_as_one_by_one(people, reader, workers):
+    photos = photos_of(people)
+    answers = reader.read_many(photos, workers=workers)
+    assert len(answers) == len(photos) == 16
+    for path, answer in zip(photos, answers, strict=True):
+        if path.parent.name == "empty":
+            assert isinstance(answer, NoAnswer) and str(answer).startswith(f"{path} cannot be read as a photo")
+            continue
+        alone = reader.read(path)
+        assert answer.embedding == pytest.approx(alone.embedding, abs=1e-5)
+        assert answer.masked == pytest.approx(alone.masked, abs=1e-5)
+        assert {**answer.record(), "mask_probability": 0} == {**alone.record(), "mask_probability": 0}
+
+
+def test_a_photo_is_read_once_wherever_it_lies(people, reader, tmp_path, monkeypatch):
+    cache = FaceCache(tmp_path / "cache" / "faces.sqlite")
+    first = reader.read_many(photos_of(people), cache)
+    people.rename(tmp_path / "elsewhere")
+    photos = photos_of(tmp_path / "elsewhere")
+    with monkeypatch.context() as patched:
+        nothing_new(patched)
+        again = reader.read_many(photos, FaceCache(cache.path))
+        assert [face.path for face in again if isinstance(face, Face)] == [
+            str(p) for p in photos if p.parent.name != "empty"
+        ]
+        for one, other in zip(first, again, strict=True):
+            assert type(one) is type(other)
+            if isinstance(one, Face):
+                assert np.array_equal(one.embedding, other.embedding) and one.masked == other.masked
+            else:
+                assert str(other).startswith(str(tmp_path / "elsewhere"))
+    (first, one), *_, (_, other) = [(n, p) for n, p in enumerate(photos) if p.parent.name != "empty"]
+    before = again[first].embedding
+    one.write_bytes(other.read_bytes())  # another photo of the same name
+    now = reader.read_many(photos, cache)
+    assert not np.array_equal(now[first].embedding, before)
+    assert np.array_equal(now[first].embedding, now[photos.index(other)].embedding)
+
+
+def test_another_network_or_another_way_of_reading_is_another_key(tmp_path, monkeypatch):
+    first, second = write_checkpoint(tmp_path / "a.pt"), write_checkpoint(tmp_path / "b.pt", seed=1)
+    keys = {reader_key(first, "x"), reader_key(second, "x"), reader_key(first, "y")}
+    monkeypatch.setattr("Evaluation.face_cache.READING", 99)
+    assert len(keys | {reader_key(first, "x")}) == 4
+
+
+def test_a_file_that_is_no_cache_is_said(tmp_path):
+    (tmp_path / "faces.sqlite").write_text("x" * 5000)
+    with pytest.raises(DataError, match=r"faces\.sqlite: faces cannot be kept there .*--cache_path"):
+        FaceCache(tmp_path / "faces.sqlite")
+
+
+def run(tmp_path, *arguments):
+    options = "--checkpoint", tmp_path / "a.pt", "--cache_path", tmp_path / "cache", "--device", "cpu", "--workers", 1
+    return embed_photos.main([*map(str, (*arguments, *options))])
+
+
+def test_the_script_writes_numbers_and_a_table_and_goes_on_where_it_was(people, reader, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(face_reader, "CHUNK", 5)
+    whole, seen = FaceReader.read_new, []
+
+    def stopped(self, paths, workers):
+        yield next(whole(self, paths, workers))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FaceReader, "read_new", stopped)
+        run(tmp_path, people)
+    assert not (tmp_path / "people_faces.npz").exists()
+    monkeypatch.setattr(
+        FaceReader, "read_new", lambda self, paths, workers: seen.extend(paths) or whole(self, paths, workers)
+    )
+    npz, table = run(tmp_path, people)
+    assert len(seen) == 11  # of 16
+    assert "15 of 16 photos have a face" in capsys.readouterr().out
+    faces, rows = np.load(npz), list(csv.DictReader(table.open()))
+    assert faces["embedding"].shape == (15, 16) and faces["embedding"].dtype == np.float32
+    assert np.linalg.norm(faces["embedding"], axis=1) == pytest.approx(1, abs=1e-5)
+    assert [row["path"] for row in rows] == [str(path) for path in photos_of(people)]
+    told = [row for row in rows if row["no_answer"]]
+    assert [row["person"] for row in told] == ["empty"] and "cannot be read as a photo" in told[0]["no_answer"]
+    kept = [row for row in rows if not row["no_answer"]]
+    assert faces["path"].tolist() == [row["path"] for row in kept]
+    assert faces["person"].tolist() == [row["person"] for row in kept]
+    assert faces["box"].tolist() == [[int(row[side]) for side in ("left", "top", "right", "bottom")] for row in kept]
+
+
+def test_a_list_of_photos_or_one_will_do_and_none_is_said(people, reader, tmp_path):
+    photos = [path for path in photos_of(people) if path.parent.name != "empty"]
+    (tmp_path / "some.txt").write_text(f"people/{photos[-1].parent.name}/{photos[-1].name}\n{photos[-2]}\n")
+    npz, _ = run(tmp_path, tmp_path / "some.txt")
+    assert npz == tmp_path / "some_faces.npz"
+    assert np.load(npz)["path"].tolist() == [str(photos[-1]), str(photos[-2])]
+    npz, _ = run(tmp_path, photos[-1], "--output", tmp_path / "one.npz")
+    assert npz == tmp_path / "one.npz" and len(np.load(npz)["path"]) == 1
+    with pytest.raises(DataError, match="Not one of the 1 photos has a face"):
+        run(tmp_path, people / "empty")
