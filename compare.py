@@ -21,7 +21,6 @@ from Data_preprocessing.find_face import NoAnswer
 from Data_preprocessing.photo_files import left_out, photos_in
 from Evaluation.face_cache import FaceCache
 from Evaluation.face_reader import Face, FaceReader
-from Evaluation.pictures import ShownFace, check_picture, plot_comparison, shortened
 from Evaluation.thresholds import decide, protocol_of
 from Models.checkpoint import SHIPPED, as_written, find_checkpoint, load_checkpoint
 from Script_tools.files import DataError, file_errors, write_whole
@@ -105,7 +104,7 @@ def compare_photos(comparer: Comparer, first: Path, second: Path, picture: str |
     faces = comparer.read(first), comparer.read(second)
     report = comparer.compare(*faces)
     if picture:
-        plot_comparison(shown(faces[0]), shown(faces[1]), headline(report), picture)
+        draw(*faces, headline(report), picture)
     return {"first": faces[0].record(), "second": faces[1].record(), **report}
 
 
@@ -128,8 +127,8 @@ def compare_with_folder(
         raise NoAnswer(f"{folder}: not one of its {len(entries)} photos has a face to compare with.")
     order = sorted(best.values(), key=likeness)[:nearest]
     if picture:
-        title = f"nearest of {len(best)}: {shortened(order[0]['person'])}\n{headline(order[0])}"
-        plot_comparison(shown(query), shown(comparer.read(order[0]["path"])), title, picture)
+        title = f"nearest of {len(best)}: {order[0]['person']:.44}\n{headline(order[0])}"
+        draw(query, comparer.read(order[0]["path"]), title, picture)
     return {
         "first": query.record(),
         "nearest": order,
@@ -148,12 +147,22 @@ def likeness(found: dict) -> float:
     return found.get("distance_by_threshold", found["distance"])
 
 
-def shown(face: Face) -> ShownFace:
-    """The face as the picture shows it."""
-    caption = f"{shortened(Path(face.path).name)}\ndetector: {face.aligned.detector}"
+def caption(face: Face) -> str:
+    """What the picture says of a face."""
+    name, masked = Path(face.path).name, ""
     if face.masked is not None:
-        caption += f"\nseems {WEARING[face.seems_masked]} (mask: {face.masked:.0%})"
-    return ShownFace(face.photo, face.aligned.box, face.seen, face.attention, caption)
+        masked = f"\nseems {WEARING[face.seems_masked]} (mask: {face.masked:.0%})"
+    return f"{name if len(name) <= 44 else name[:41] + '...'}\ndetector: {face.aligned.detector}{masked}"
+
+
+def draw(first: Face, second: Face, title: str, path: str) -> None:
+    """Write the picture of two faces."""
+    from Evaluation.pictures import ShownFace, plot_comparison  # matplotlib takes half a second to import
+
+    shown = [
+        ShownFace(face.photo, face.aligned.box, face.seen, face.attention, caption(face)) for face in (first, second)
+    ]
+    plot_comparison(*shown, title, path)
 
 
 def in_words(report: dict) -> str:
@@ -294,6 +303,8 @@ def main(argv=None) -> dict:
     if args.nearest < 1:
         raise DataError(f"--nearest {args.nearest}: must be 1 or more")
     if args.picture:
+        from Evaluation.pictures import check_picture
+
         check_picture(args.picture)
     if args.json and Path(args.json).is_dir():
         raise DataError(f"--json {args.json} is a folder: name the file to write")

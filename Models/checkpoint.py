@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from Models.CBAM_Face_attention_Resnet import build_model
 from Models.face_trunks import FaceTrunks
 from Models.straightener import Straightener
 from Script_tools.files import DataError, file_errors, write_whole
@@ -135,6 +134,8 @@ def build_network(config: dict, own_weights: bool = True) -> torch.nn.Module:
     if config["trunk"] != "resnet":
         network = FaceTrunks(config["trunk"], config["attention"], config["padding"], config["dlib_weight"])
         return network.load_own_weights() if own_weights else network
+    from Models.CBAM_Face_attention_Resnet import build_model  # torchvision takes a second to import
+
     network = build_model(
         config["model"],
         embedding_dim=config["embedding_dim"],

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Models.CBAM_Face_attention_Resnet import ScaledConv2d
+from Models.attention_modules import ScaledConv2d
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Script_tools.chip_geometry import chip_points
 from Script_tools.files import DataError, file_errors, write_whole

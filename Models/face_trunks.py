@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from Models import dlib_face_network, sface_network
-from Models.CBAM_Face_attention_Resnet import MIN_SIZE, face_attention
+from Models.attention_modules import MIN_SIZE, face_attention
 from Script_tools.chip_geometry import FIVE_POINTS, PADDING, chip_share
 from Script_tools.files import DataError
 

@@ -323,7 +323,7 @@ def test_no_line_of_a_caption_is_wider_than_its_photo():
     aligned = AlignedFace(np.zeros((64, 64, 3), np.uint8), None, (0, 0, 9, 9), 1, None, "hog upsampled")
     photo = np.zeros((100, 100, 3), np.uint8)
     face = compare.Face(f"/photos/{'long ' * 30}.jpg", photo, aligned, aligned.chip, np.ones(1), None, 1.0)
-    lines = compare.shown(face).caption.split("\n")
+    lines = compare.caption(face).split("\n")
     assert lines[1:] == ["detector: hog upsampled", "seems masked (mask: 100%)"]
     assert max(map(len, lines)) <= 44 and lines[0].startswith("long ")
 

@@ -1,0 +1,58 @@
+"""A flat folder and who is on which photo become a folder of people, of links, that every step takes."""
+
+import pytest
+
+from Data_preprocessing import link_people
+from Data_preprocessing.create_pairs import create_pairs
+from Data_preprocessing.photo_files import iter_photos
+from Script_tools.files import DataError
+
+
+@pytest.fixture
+def flat(tmp_path):
+    (tmp_path / "flat").mkdir()
+    for number in range(6):
+        (tmp_path / "flat" / f"{number:06}.jpg").write_bytes(b"%d" % number)
+    (tmp_path / "flat" / "readme.txt").touch()
+    return tmp_path / "flat"
+
+
+def run(tmp_path, *lines):
+    (tmp_path / "identity.txt").write_text("\n".join(lines))
+    options = {"data_path": tmp_path / "flat", "identity": tmp_path / "identity.txt", "out_dir": tmp_path / "people"}
+    return link_people.main([part for key, value in options.items() for part in (f"--{key}", str(value))])
+
+
+def test_photos_are_linked_by_person_and_what_is_missing_is_counted(flat, tmp_path, capsys):
+    lines = "000000.jpg 2880", "000001.jpg\t2880", "000002.jpg, 17", "000003.jpg 17", "", "000009.jpg 17"
+    counts = run(tmp_path, *lines)
+    assert counts == {"linked": 4, "named, but not there": 1, "without a name": 3}
+    assert "2 people in" in capsys.readouterr().out
+    made = sorted(iter_photos(tmp_path / "people"))
+    assert made == ["17/000002.jpg", "17/000003.jpg", "2880/000000.jpg", "2880/000001.jpg"]
+    assert (tmp_path / "people" / "17" / "000003.jpg").read_bytes() == b"3"
+    assert create_pairs(tmp_path / "people", tmp_path / "pairs.txt", 1, 2, 0)
+    (tmp_path / "people" / "17" / "000003.jpg").unlink()
+    (tmp_path / "people" / "17" / "000002.jpg").unlink()
+    (tmp_path / "people" / "17" / "000002.jpg").write_bytes(b"mine")
+    assert run(tmp_path, *lines)["there already"] == 3
+    assert (tmp_path / "people" / "17" / "000002.jpg").read_bytes() == b"mine"
+    assert sorted(path.name for path in flat.iterdir()) == [*(f"{n:06}.jpg" for n in range(6)), "readme.txt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("000000.jpg", "is not a photo's name and its person"), ("000000.jpg a b", "is not a photo"),
+     ("../x.jpg 3", "may lead into another folder"), ("000000.jpg ../3", "may lead into another folder"),
+     ("000000.jpg ..", "may lead into another folder"), ("000001.jpg 4", "named twice, as 3 and 4"),
+     ],
+)  # fmt: skip
+def test_a_wrong_line_is_told_and_nothing_made(flat, tmp_path, line, says):
+    with pytest.raises(DataError, match=says):
+        run(tmp_path, "000001.jpg 3", line)
+    assert not (tmp_path / "people").exists()
+
+
+def test_a_file_of_other_photos_is_told(flat, tmp_path):
+    with pytest.raises(DataError, match=r"has none of the 1 photos that .*identity\.txt names"):
+        run(tmp_path, "a.jpg 3")
