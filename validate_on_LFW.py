@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Evaluation.pictures import check_picture, plot_roc, write_pictures
+from Evaluation.report_page import write_page
 from Evaluation.scores import AS_IS, PROTOCOLS, evaluate_lfw, format_table, pair_distances, score_pairs
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
-from Script_tools.files import file_errors, user_path, write_whole
+from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
@@ -47,6 +48,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="also write the hardest false accepts and false rejects, with what the network looks at, and histograms "
         "of the distances (default: into a folder named like the ROC picture)",
     )
+    parser.add_argument("--html", metavar="FILE", help="write figures and pictures as one page to look at, as well")
     parser.add_argument("--as_is", action="store_true", help="draw no masks: the photos show real ones")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
     parser.add_argument("--average_flip", action="store_true", help="average a face's embedding and its mirror image's")
@@ -72,6 +74,8 @@ def main(argv=None) -> dict:
     config = config_from_args(args)
     if args.picture:
         check_picture(args.picture)
+    if args.html and Path(args.picture or "a.png").suffix != ".png":
+        raise DataError(f"--html takes PNG pictures: --picture {args.picture} is none")
     path = find_checkpoint(args.checkpoint, config["output_path"])
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, "progress", "train_people")
@@ -102,11 +106,16 @@ def main(argv=None) -> dict:
     picture = args.picture or Path(config["output_path"], "ROC_images", path.parent.name, f"{name}.png")
     plot_roc(evaluations, picture, title=f"{path.parent.name}, {path.name} on {Path(data_path).name}")
     print(f"ROC picture: {picture}")
-    if args.pictures is not None:
+    shown = [(Path(picture), "ROC")]
+    if args.pictures is not None or args.html:
         folder = args.pictures or Path(picture).with_suffix("")
         best = {protocol: summary["best_distance"] for protocol, summary in summaries.items()}
-        write_pictures(model, test_set, distances, best, protocols, folder, device)
+        shown += write_pictures(model, test_set, distances, best, protocols, folder, device)
         print(f"hardest pairs and histograms of the distances: {folder}")
+    if args.html:
+        facts = {"network": path, "photos": data_path, "pairs": pairs_path, "masks": settings["test_masks"]}
+        write_page(args.html, f"{path.parent.name} on {Path(data_path).name}", facts, summaries, shown)
+        print(f"page: {args.html}")
     report = {"checkpoint": str(path), "protocols": summaries}
     if args.json:
         with file_errors(args.json):

@@ -185,8 +185,9 @@ def write_pictures(
     protocols: dict[str, tuple[str, str]],
     folder: str | Path,
     device: torch.device,
-) -> None:
+) -> list[tuple[Path, str]]:
     """Into ``folder``: distances.png, and for each protocol false_accepts_<protocol>.png and false_rejects_....png.
+    Returns their paths, each with what it shows.
 
     Args:
         test_set: a lfw_pairs.TestSet.
@@ -195,7 +196,8 @@ def write_pictures(
         protocols: {protocol: (side of a pair's first face, of its second)}, sides 'unmasked' and 'masked'.
     """
     pairs = test_set.pairs
-    plot_distances(distances, thresholds, pairs.is_same, Path(folder, "distances.png"))
+    written = [(Path(folder, "distances.png"), "distances of pairs of one person and of two")]
+    plot_distances(distances, thresholds, pairs.is_same, written[0][0])
     for protocol, sides in protocols.items():
         hardest = hardest_pairs(distances[protocol], pairs.is_same, HARDEST)
         titles = error_titles(protocol, distances[protocol], thresholds[protocol], pairs.is_same)
@@ -211,6 +213,8 @@ def write_pictures(
             path = Path(folder, f"{kind}_{protocol.replace(' ', '_')}.png")
             right = (distances[protocol][rows] <= thresholds[protocol]) == pairs.is_same[rows]
             plot_sheet(chips, attention, captions, title, path, right)
+            written.append((path, title))
+    return written
 
 
 def error_titles(protocol: str, distances: np.ndarray, threshold: float, is_same: np.ndarray) -> tuple[str, str]:

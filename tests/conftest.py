@@ -34,6 +34,12 @@ def drawn(tmp_path_factory) -> Path:
     return folder
 
 
+def read_by(script, options: list[str]) -> list[str]:
+    """Those of ``--key value`` that the script reads: of its ``SETTINGS``, and the device."""
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return [part for key, value in pairs if key[2:] in {*script.SETTINGS, "device"} for part in (key, value)]
+
+
 @pytest.fixture(scope="session")
 def drawn_options(drawn) -> list[str]:
     """Command-line settings of a tiny training run on the drawn set; the aligned test faces are shared."""

@@ -18,7 +18,7 @@ from Losses.Triplet_loss import hard_triplet_loss
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import load_checkpoint
 from Script_tools.files import DataError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_by
 from train_maskV9 import train_one_epoch
 from Training.epoch_figures import Tally
 from Training.optimizer import make_optimizer, scheduled_rate, set_learning_rate
@@ -178,7 +178,7 @@ def test_training_and_validation_on_prepared_faces_never_import_dlib(two_epochs,
     code = (
         "import sys; sys.modules['dlib'] = None; import train_maskV9, validate_on_LFW; "
         f"train_maskV9.main({[*drawn_options, '--epochs', '1', '--output_path', str(tmp_path)]!r}); "
-        f"validate_on_LFW.main({['--output_path', str(tmp_path), *drawn_options]!r})"
+        f"validate_on_LFW.main({['--output_path', str(tmp_path), *read_by(validate_on_LFW, drawn_options)]!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

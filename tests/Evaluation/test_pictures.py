@@ -1,5 +1,11 @@
 """Pictures: what is chosen to be shown, that a whole PNG is written, and that nothing stays open."""
 
+import base64
+import io
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -19,10 +25,12 @@ from Evaluation.pictures import (
     plot_learning_curves,
     plot_sheet,
 )
+from Evaluation.report_page import write_page
 from Evaluation.scores import evaluate_lfw
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import save_checkpoint
 from Script_tools.files import DataError
+from tests.conftest import read_by
 from Training.state import plain_config
 
 
@@ -234,7 +242,8 @@ def test_validation_writes_the_sheets_of_every_protocol(drawn_options, tmp_path,
     state = {"model": build_model(18, 16).state_dict(), "config": plain_config(settings), "progress": {"epoch": 1},
              "train_people": []}  # fmt: skip
     save_checkpoint(tmp_path / "best.pt", state)
-    options = ["--checkpoint", str(tmp_path / "best.pt"), "--picture", str(tmp_path / "roc.png"), *drawn_options]
+    options = ["--checkpoint", str(tmp_path / "best.pt"), "--picture", str(tmp_path / "roc.png")]
+    options += read_by(validate_on_LFW, drawn_options)
     plain = validate_on_LFW.main(options)
     assert validate_on_LFW.main([*options, "--pictures", str(tmp_path / "sheets")]) == plain
     sheets = [
@@ -243,9 +252,68 @@ def test_validation_writes_the_sheets_of_every_protocol(drawn_options, tmp_path,
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == sorted([*sheets, "distances.png"])
     for name in sheets:
         assert pixels(tmp_path / "sheets" / name).std() > 30
+    page = tmp_path / "page.html"
+    assert validate_on_LFW.main([*options, "--html", str(page)]) == plain
+    check_page(page, plain)
+    shutil.rmtree(tmp_path / "roc")
     as_is = validate_on_LFW.main([*options, "--as_is", "--pictures"])
     assert list(as_is["protocols"]) == ["as is"]  # one side only: no mask is drawn
     assert as_is["protocols"]["as is"]["auc"] == pytest.approx(plain["protocols"]["unmasked"]["auc"], abs=0.01)
     assert sorted(path.name for path in (tmp_path / "roc").iterdir()) == [
         "distances.png", "false_accepts_as_is.png", "false_rejects_as_is.png"
     ]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Whether each element is closed, the texts of the table's cells, the pictures, and what leads out of the page."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells, self.pictures, self.outside = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "href"):
+                (self.pictures if value.startswith("data:image/png;base64,") else self.outside).append(value)
+        self.open += [] if tag in ("meta", "img") else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def check_page(path, report):
+    page = Page()
+    page.feed(path.read_text())
+    assert page.open == [] and page.outside == [] and "script" not in path.read_text()
+    assert len(page.pictures) == 2 + 2 * len(report["protocols"])  # ROC, histograms, two sheets of each protocol
+    for picture in page.pictures:
+        Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))).verify()
+    for protocol, summary in report["protocols"].items():
+        assert protocol in page.cells and f"{summary['auc']:.4f}" in page.cells
+
+
+SUMMARY = {"auc": 0.5, "accuracy": 0.5, "tar_1e-3": None, "tar_1e-2": 0.1, "eer": 0.5, "best_distance": 1.0,
+           "pairs": 6000}  # fmt: skip
+
+
+def test_names_on_a_page_are_text_and_an_unresolved_figure_is_a_dash(tmp_path):
+    write_page(tmp_path / "a.html", "<b> & co", {"photos": "a<script>b"}, {"as is": SUMMARY}, [])
+    text = (tmp_path / "a.html").read_text()
+    assert "<td>-</td>" in text and "<td>6,000</td>" in text
+    assert "&lt;b&gt; &amp; co" in text and "a&lt;script&gt;b" in text and "<script" not in text
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
+def test_a_browser_shows_the_page(tmp_path):
+    Image.new("RGB", (300, 300), (255, 0, 0)).save(tmp_path / "red.png")
+    write_page(tmp_path / "a.html", "a page", {}, {"as is": SUMMARY}, [(tmp_path / "red.png", "red")])
+    command = [CHROMIUM, "--headless", "--no-sandbox", f"--screenshot={tmp_path}/shot.png", "--window-size=900,900"]
+    subprocess.run([*command, (tmp_path / "a.html").as_uri()], check=True, timeout=60)
+    assert (pixels(tmp_path / "shot.png") == (255, 0, 0)).all(axis=2).sum() > 50_000

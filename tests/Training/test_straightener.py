@@ -14,6 +14,7 @@ from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import load_checkpoint, network_from_checkpoint, save_checkpoint
 from Models.straightener import Straightener, after, moved_back
 from Script_tools.files import DataError
+from tests.conftest import read_by
 from Training import train_straightener
 from Training.state import plain_config
 from Training.train_straightener import deviations, measure, scaled
@@ -183,7 +184,10 @@ def options(drawn_options, drawn, checkpoint_path, tmp_path):
     people = sorted(path.name for path in (drawn / "train").iterdir())[:5]
     save_checkpoint(checkpoint_path, {**state, "train_people": ["somebody", *people]})
     values = {"checkpoint": checkpoint_path, "data_path": drawn / "train", "cache_path": tmp_path / "cache"}
-    return [*drawn_options, *(part for key, value in values.items() for part in (f"--{key}", str(value)))]
+    return [
+        *read_by(train_straightener, drawn_options),
+        *(part for key, value in values.items() for part in (f"--{key}", str(value))),
+    ]
 
 
 def test_the_script_adds_a_straightener_and_drops_what_no_longer_holds(options, checkpoint_path, tmp_path, capsys):
