@@ -81,6 +81,7 @@ config = {
     "num_workers": 6,  # processes that load images, for each training process
     "seed": 0,  # of triplets, masks, first weights
     "save_every": 1,  # epochs between two epoch_NNN.pt
+    "keep_last": 3,  # of them, the newest, beside best.pt and last.pt; 0: all
     "save_every_minutes": 15.0,  # between two writings of last.pt within an epoch; 0: only after epochs
 }
 

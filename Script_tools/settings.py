@@ -45,7 +45,7 @@ POSITIVE = frozenset({
 })  # fmt: skip
 NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter",
-    "mix", "save_every_minutes", "padding", "test_seed",
+    "mix", "save_every_minutes", "keep_last", "padding", "test_seed",
 )  # fmt: skip
 FEW = 14  # so many settings of a script are told one by one in its --help
 LENGTH = ("images", "epochs", "num_train_triplets")  # of a run

@@ -50,7 +50,10 @@ def process_group(device_name: str | None) -> Iterator[torch.device]:
     Raises DataError if there are fewer GPUs than processes, or ``device_name`` names one GPU for all of them.
     """
     if "LOCAL_RANK" not in os.environ:
-        yield choose_device(device_name)
+        device = choose_device(device_name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what is made on "cuda" without a number belongs there as well
+        yield device
         return
     device = choose_device(own_device(device_name, int(os.environ["LOCAL_RANK"])))
     cuda = device.type == "cuda"

@@ -159,7 +159,8 @@ class TrainingRun:
         return name if list(names.values()).count(name) < 2 else f"{name} ({test_set})"
 
     def _log_space(self, size: int) -> None:
-        kept = 2 + self.config["epochs"] // self.config["save_every"]  # last.pt, best.pt, epoch_NNN.pt
+        epochs = self.config["epochs"] // self.config["save_every"]
+        kept = 2 + min(self.config["keep_last"] or epochs, epochs)  # last.pt, best.pt, epoch_NNN.pt
         present = sum(path.stat().st_size for path in self.checkpoints.glob("*.pt"))
         free = free_space(self.checkpoints)
         self.log(
@@ -167,7 +168,7 @@ class TrainingRun:
             f"{free / 1e9:,.1f} GB are free in {self.checkpoints}"
         )
         if (kept + 1) * size - present > free:  # one more while the newest replaces the one before
-            self.log("That is not enough for all of them: free some space, or raise save_every.")
+            self.log("That is not enough for all of them: free some space, or lower keep_last.")
 
     def _add_start(self, start: dict) -> None:
         path = self.logs / "run.json"
@@ -248,6 +249,10 @@ class TrainingRun:
         for path in copies:
             with file_errors(path, lambda: last.stat().st_size), replacing(path, to_disk=True) as temporary:
                 shutil.copyfile(last, temporary)
+        # by its name, not by what lies there: whatever else is in the folder is somebody's
+        surplus = epoch - self.config["keep_last"] * self.config["save_every"]
+        if self.config["keep_last"] and epoch % self.config["save_every"] == 0:
+            (self.checkpoints / f"epoch_{surplus:03d}.pt").unlink(missing_ok=True)
 
     def stopped(self, number: int, device: str | None = None) -> None:
         """Log that signal ``number`` has ended the run, and the command that goes on (on the ``device`` named)."""

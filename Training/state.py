@@ -114,7 +114,7 @@ def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict
         )
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, *RESUMED)
-    config = config_from_args(args, checkpoint["config"])
+    config = config_from_args(args, {**BEFORE, **checkpoint["config"]})
     check_can_continue(checkpoint, config, path)
     for key, was in plain_config({**config, **checkpoint["config"]}).items():
         if getattr(args, key, None) is not None and plain_config(config)[key] != was:

@@ -147,6 +147,27 @@ def test_a_run_killed_between_its_last_step_and_its_checkpoint_goes_on(options, 
     assert names[0] == names[1] == ["best.pt", "epoch_001.pt", "epoch_002.pt", "last.pt"]
 
 
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("3", [3, 4, 5]), ("1", [5]), ("0", [1, 2, 3, 4, 5])], ids=["the default", "one", "all"]
+)
+def test_the_newest_epochs_are_kept_and_nothing_else_is_removed(keep, kept, options, tmp_path):
+    first = train([*options, "--epochs", "1", "--keep_last", keep], tmp_path)["checkpoints"]
+    for name in ("epoch_999.pt", "mine.pt"):
+        shutil.copy(first / "last.pt", first / name)
+    result = train_maskV9.main(["--resume", str(first / "last.pt"), "--epochs", "5", *device()])
+    names = sorted(path.name for path in result["checkpoints"].iterdir())
+    assert names == sorted(["best.pt", "last.pt", "mine.pt", "epoch_999.pt", *(f"epoch_{n:03d}.pt" for n in kept)])
+
+
+def test_a_run_of_before_that_kept_all_epochs_keeps_them(options, tmp_path):
+    first = train([*options, "--epochs", "4", "--keep_last", "0"], tmp_path)["checkpoints"]
+    state = load_checkpoint(first / "last.pt")
+    del state["config"]["keep_last"]
+    save_checkpoint(first / "last.pt", state)
+    train_maskV9.main(["--resume", str(first / "last.pt"), "--epochs", "5", *device()])
+    assert len(list(first.glob("epoch_*.pt"))) == 5
+
+
 def test_a_checkpoint_within_an_epoch_holds_the_statistics_of_all_processes(options, tmp_path, monkeypatch):
     """Not process 0's alone, from which all would go on."""
 
