@@ -36,6 +36,8 @@ from Training.setup import Learner, RunData, make_data, make_learner, make_objec
 from Training.state import TEACHER_MEAN, begin_best_anew, restore, resumed, training_state
 from Training.step import Objective, batch_loss, find_hard, judge, on_device, pack_hard_triplets, screen
 
+TOLD_EVERY = 5.0  # seconds between two readings of loss and hard share for the progress bar: the device is waited for
+
 
 def main(argv=None) -> dict | None:
     args = parse_args(argv)
@@ -169,12 +171,16 @@ def train_one_epoch(
         return position._replace(batch=taken, seconds=seconds, totals=tally.totals(), waiting=waiting)
 
     shown = {"desc": desc, "initial": position.batch, "total": position.batch + len(loader), "disable": not is_main()}
-    batches = on_device(paced(tqdm(loader, **shown, unit="batch", leave=False, dynamic_ncols=True)), learner.device)
+    bar = tqdm(loader, **shown, unit="batch", leave=False, dynamic_ncols=True)
+    batches, told = on_device(paced(bar), learner.device), time.perf_counter()
     if learner.pack_to:
         batches = pack_hard_triplets(batches, hard_rows, learner.pack_to, waiting)
     for batch in batches:
         train_on_batch(learner, batch, loader.dataset, tally)
         after_step(where)
+        if is_main() and time.perf_counter() - told > TOLD_EVERY:
+            bar.set_postfix_str(tally.told())
+            told = time.perf_counter()
     distributed.average_running_statistics(learner.model)
     return tally.figures(time.perf_counter() - start, distributed.all_sum(tally.totals())) | {
         "learning_rate": learner.optimizer.param_groups[0]["lr"],

@@ -70,6 +70,13 @@ class Tally:
         if taught:
             self.sums["teacher_loss"] += judged.teacher.detach().double().sum()
 
+    def told(self) -> str:
+        """The epoch's losses and share of hard triplets so far, for a progress bar."""
+        figures = self.figures(1.0)
+        parts = {name: figures[f"{name}_loss"] for name in ("triplet", "attention", "teacher")}
+        losses = [f"{name} {value:.3f}" for name, value in parts.items() if value is not None]
+        return ", ".join([*losses, *([] if figures["hard_share"] is None else [f"hard {figures['hard_share']:.0%}"])])
+
     def totals(self) -> torch.Tensor:
         """(NUM_TOTALS,) float64 on the device: all counts and sums, in the order of COUNTS and SUMS."""
         sums = torch.stack([self.sums[name] for name in SUMS])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -125,6 +126,13 @@ def test_resume_refuses_another_architecture(two_epochs):
     _, result = two_epochs
     with pytest.raises(DataError, match="embedding_dim = 32, there 16"):
         train_maskV9.main(["--resume", str(result["checkpoints"] / "last.pt"), "--embedding_dim", "32"])
+
+
+def test_the_progress_bar_tells_losses_and_the_share_of_hard_triplets(drawn_options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_maskV9, "TOLD_EVERY", 0.0)
+    train(drawn_options, tmp_path, "--epochs", "1")
+    assert re.search(r"triplet \d\.\d{3}, attention \d\.\d{3}, hard \d+%", capsys.readouterr().err)
+    assert Tally(embedding_scale=1).told() == ""
 
 
 def test_resume_without_any_run_says_so(tmp_path):
