@@ -1,6 +1,7 @@
 """Two photos: the same person or not, how far apart, and where the network looks.
 
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
+Two folders: the person of the second who is nearest to each photo of the first; --json has the nearest few.
 Exit code: 0 the same person, 10 different people, 20 no answer (nearer than strangers mostly are, but not near enough;
 no face, no photo, or a checkpoint without thresholds, which Evaluation/calibration.py adds), 2 wrong arguments. Without
 --checkpoint: the newest best.pt if it has thresholds, or else the shipped network.
@@ -11,23 +12,19 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from config_mask import config as default_config
 from Data_preprocessing.find_face import NoAnswer
-from Data_preprocessing.photo_files import left_out, photos_in
+from Data_preprocessing.photo_files import left_out
+from Evaluation.comparer import FAR, Comparer, read_gallery, search
 from Evaluation.face_cache import FaceCache
-from Evaluation.face_reader import Face, FaceReader
-from Evaluation.thresholds import decide, protocol_of
-from Models.checkpoint import SHIPPED, as_written, find_checkpoint, load_checkpoint
+from Evaluation.face_reader import Face
+from Models.checkpoint import SHIPPED, find_checkpoint, load_checkpoint
 from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
-from Script_tools.settings import ROOT, add_config_arguments, config_from_args
+from Script_tools.settings import add_config_arguments, config_from_args
 
-FAR = 1e-3  # of strangers that may pass for the same person, where nothing else is asked for
+__all__ = ["Comparer", "NoAnswer", "main"]  # from compare import Comparer
 EXIT_CODES = {"same": 0, "different": 10, "unclear": 20, None: 20}
 DETECTORS = {
     "hog": "dlib's HOG detector",
@@ -44,61 +41,6 @@ WEARING = {None: "", True: "masked", False: "unmasked"}
 SIDES = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}
 
 
-class Comparer(FaceReader):
-    """A checkpoint made ready to read photos and to judge distances. ``Comparer()`` is the shipped network.
-
-    Args:
-        path: the checkpoint. predictor_path: of dlib's 68-landmark model. device: None: a GPU where there is one.
-        far: of the strangers, the share that may pass for the same person; None: FAR, or the lowest that the thresholds
-            have.
-        average_flip, largest: see ``FaceReader``.
-
-    Raises:
-        DataError: no such checkpoint, no landmark model, or no thresholds for ``far``.
-    """
-
-    def __init__(
-        self,
-        path: str | Path = SHIPPED,
-        predictor_path: str = str(ROOT / default_config["predictor_path"]),
-        device: torch.device | None = None,
-        far: float | None = None,
-        average_flip: bool = False,
-        largest: bool = False,
-    ):
-        super().__init__(path, predictor_path, device or choose_device(), average_flip, largest)
-        with as_written(path):
-            if far is None and self.thresholds:
-                far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in SIDES))
-            self.far = far
-            for protocol in SIDES if self.thresholds else ():
-                decide(0.0, self.thresholds[protocol], far)
-
-    def compare(self, first: Face, second: Face, searched: int = 1) -> dict:
-        """Distance and verdict in plain types; "verdict": same, different, unclear, or None without thresholds.
-
-        ``searched``: of how many faces ``second`` is one. As many strangers have as many chances to be near, so "same"
-        is said at a rate as many times lower; where the thresholds have none so low, nobody is.
-        """
-        report = {"distance": float(np.linalg.norm(first.embedding - second.embedding)), "verdict": None}
-        if not self.thresholds or not self.head:
-            return report
-        protocol = protocol_of(first.seems_masked, second.seems_masked)
-        verdict = decide(report["distance"], self.thresholds[protocol], self.far, searched)
-        return report | {
-            "verdict": verdict.word,
-            "strangers_that_would_pass": verdict.far,
-            "protocol": protocol,
-            "threshold": verdict.limit,
-            "threshold_far": verdict.decided_far,
-            "threshold_tar": verdict.tar,
-            "threshold_tar_most": verdict.tar_most,
-            "distance_by_threshold": report["distance"] / decide(0.0, self.thresholds[protocol], self.far).limit,
-            "different_beyond": verdict.apart,
-            "one_person_beyond": list(verdict.missed),
-        }
-
-
 def compare_photos(comparer: Comparer, first: Path, second: Path, picture: str | None) -> dict:
     """The report on two photos; writes the picture if a path is given."""
     faces = comparer.read(first), comparer.read(second)
@@ -112,39 +54,24 @@ def compare_with_folder(
     comparer: Comparer, photo: Path, folder: Path, nearest: int, picture: str | None, cache: FaceCache | None = None
 ) -> dict:
     """The report on the people of ``folder`` nearest to ``photo``; the picture shows the first of them."""
-    query, best = comparer.read(photo), {}
-    entries, left = photos_in(folder)
-    entries = [entry for entry in entries if not (entry[1].exists() and entry[1].samefile(photo))]
-    answers = comparer.read_many([path for _, path in entries], cache, desc=f"faces of {folder.name}")
-    pairs = list(zip(entries, answers, strict=True))
-    faces = [(person, face) for (person, _), face in pairs if isinstance(face, Face)]
-    skipped = [str(face) for _, face in pairs if isinstance(face, NoAnswer)]
-    for person, face in faces:
-        found = {"person": person, **face.record(), **comparer.compare(query, face, len(faces))}
-        if person not in best or likeness(found) < likeness(best[person]):
-            best[person] = found
-    if not best:
-        raise NoAnswer(f"{folder}: not one of its {len(entries)} photos has a face to compare with.")
-    order = sorted(best.values(), key=likeness)[:nearest]
+    query = comparer.read(photo)
+    report = search(comparer, query, read_gallery(comparer, folder, cache), nearest)
     if picture:
-        title = f"nearest of {len(best)}: {order[0]['person']:.44}\n{headline(order[0])}"
-        draw(query, comparer.read(order[0]["path"]), title, picture)
-    return {
-        "first": query.record(),
-        "nearest": order,
-        "people_searched": len(best),
-        "photos_searched": len(entries) - len(skipped),
-        "photos_skipped": skipped,
-        "files_left_out": dict(left),
-        "far": comparer.far,
-        "verdict": order[0]["verdict"],
-    }
+        best = report["nearest"][0]
+        title = f"nearest of {report['people_searched']}: {best['person']:.44}\n{headline(best)}"
+        draw(query, comparer.read(best["path"]), title, picture)
+    return report
 
 
-def likeness(found: dict) -> float:
-    """By which people are ranked, the smallest first: the distance by the threshold of its own protocol, for faces
-    with and without masks lie apart differently."""
-    return found.get("distance_by_threshold", found["distance"])
+def compare_folders(
+    comparer: Comparer, probes: Path, folder: Path, nearest: int, cache: FaceCache | None = None
+) -> dict:
+    """The reports on the people of ``folder`` nearest to each photo of ``probes``; "verdict" is None."""
+    queries, gallery = read_gallery(comparer, probes, cache), read_gallery(comparer, folder, cache)
+    if not queries.faces:
+        raise NoAnswer(f"{probes}: not one of its photos has a face.")
+    reports = [search(comparer, query, gallery, nearest) for query in queries.faces]
+    return {"probes": reports, "probes_skipped": queries.skipped, "verdict": None}
 
 
 def caption(face: Face) -> str:
@@ -198,10 +125,28 @@ def share(low: float, high: float) -> str:
     return texts[0] if texts[0] == texts[1] else " to ".join(texts)
 
 
+def describe_probes(report: dict) -> str:
+    """A line for each photo of two folders that were compared."""
+    lines = [f"network {report['checkpoint']}"]
+    for probe in report["probes"]:
+        best = probe["nearest"][0]
+        lines.append(
+            f"{probe['first']['path']}: {best['distance']:.3f}  {best['person']}  {in_words(best)}  {best['path']}"
+        )
+    first = report["probes"][0]
+    lines.append(
+        f"searched: {first['people_searched']} people, {first['photos_searched']} photos, for {len(report['probes'])} "
+        f"photos; without an answer: {len(first['photos_skipped'])}, {len(report['probes_skipped'])}"
+    )
+    return "\n".join(lines + [f"  {problem}" for problem in (report["probes_skipped"] + first["photos_skipped"])[:5]])
+
+
 def describe(report: dict) -> str:
     """The whole report as text for the screen."""
     if "error" in report:
         return f"no answer: {report['error']}"
+    if "probes" in report:
+        return describe_probes(report)
     lines = [f"network {report['checkpoint']}", describe_face(report["first"])]
     deciding = report
     if "nearest" in report:
@@ -257,7 +202,7 @@ def checkpoint_with_thresholds(output_path: str) -> Path:
 def parse_args(argv=None) -> argparse.Namespace:
     parser = ScriptParser(__doc__, usage="%(prog)s A B [options]")
     parser.add_argument("first", metavar="A", help="a photo, or a folder of photos or of people")
-    parser.add_argument("second", metavar="B", help="a photo, or such a folder; not both")
+    parser.add_argument("second", metavar="B", help="a photo, or such a folder")
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: see above)")
     parser.add_argument(
         "--far",
@@ -298,8 +243,8 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     config = config_from_args(args)
     paths = [Path(name).expanduser() for name in (args.first, args.second)]
-    if all(path.is_dir() for path in paths):
-        raise DataError("Both are folders: give one photo, and a photo or a folder to compare it with.")
+    if args.picture and all(path.is_dir() for path in paths):
+        raise DataError("--picture shows one photo's nearest: not where both are folders")
     if args.nearest < 1:
         raise DataError(f"--nearest {args.nearest}: must be 1 or more")
     if args.picture:
@@ -318,9 +263,13 @@ def main(argv=None) -> dict:
         args.face == "largest",
     )
     try:
-        if any(path.is_dir() for path in paths):
+        cache = None
+        if any(path.is_dir() for path in paths) and not args.no_cache:
+            cache = FaceCache(Path(config["cache_path"], "faces.sqlite"))
+        if all(path.is_dir() for path in paths):
+            report = compare_folders(comparer, *paths, args.nearest, cache)
+        elif any(path.is_dir() for path in paths):
             photo, folder = sorted(paths, key=Path.is_dir)
-            cache = None if args.no_cache else FaceCache(Path(config["cache_path"], "faces.sqlite"))
             report = compare_with_folder(comparer, photo, folder, args.nearest, args.picture, cache)
         else:
             report = compare_photos(comparer, *paths, args.picture)
@@ -331,7 +280,7 @@ def main(argv=None) -> dict:
         "checkpoint": str(checkpoint_path),
         "thresholds_of": of,
         **report,
-        "exit_code": EXIT_CODES[report["verdict"]],
+        "exit_code": 0 if "probes" in report else EXIT_CODES[report["verdict"]],
     }
     text = json.dumps(report, indent=2)
     if args.json and args.json != "-":

@@ -14,6 +14,8 @@ import compare
 from config_mask import config
 from Data_preprocessing import boxes, face_alignment
 from Data_preprocessing.face_alignment import AlignedFace
+from Evaluation.comparer import Gallery, search
+from Evaluation.face_reader import Face
 from Models import checkpoint
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import load_checkpoint, save_checkpoint
@@ -114,7 +116,7 @@ def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):
         ((0.9, 0.1), "cross", "same"),
         ((0.9, 0.9), "masked", "different"),
     ):
-        faces = [compare.Face("x", None, aligned, None, end, None, p) for end, p in zip(ends, masked, strict=True)]
+        faces = [Face("x", None, aligned, None, end, None, p) for end, p in zip(ends, masked, strict=True)]
         report = comparer.compare(*faces)
         assert (report["protocol"], report["verdict"]) == (protocol, verdict)
         assert report["distance"] == pytest.approx(1.1)
@@ -123,12 +125,56 @@ def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):
         assert comparer.compare(*faces, 50)["distance_by_threshold"] == report["distance_by_threshold"]
 
 
-def test_people_are_ranked_by_their_own_protocols_thresholds():
+def test_people_are_ranked_by_their_own_protocols_thresholds(write_checkpoint, tmp_path):
     """Masked faces lie nearer to each other: at 0.6 an unmasked one is the likelier of the two."""
-    ends = {"unmasked": 1.0, "cross": 0.5}
-    found = [{"distance": d, "distance_by_threshold": d / ends[key]} for d, key in ((0.6, "unmasked"), (0.55, "cross"))]
-    assert sorted(found, key=compare.likeness) == found
-    assert compare.likeness({"distance": 0.6}) == 0.6  # without thresholds
+    entries = {"thresholds": {**thresholds(1.0, 0.9), "cross": rows(0.5, 0.4)}}
+    comparer = compare.Comparer(
+        write_checkpoint("ranks", **entries), config["predictor_path"], torch.device("cpu"), 1e-2
+    )
+    (tmp_path / "x").touch()
+    aligned = AlignedFace(None, None, (0, 0, 9, 9), 1, None, "hog")
+
+    def at(distance, masked):
+        angle = 2 * np.arcsin(distance / 2)
+        end = np.array([np.cos(angle), np.sin(angle)], np.float32)
+        return Face(str(tmp_path / "x"), None, aligned, None, end, None, masked)
+
+    faces = [at(0.6, 0.1), at(0.55, 0.9), at(0.7, 0.1), at(0.9, 0.1)]
+    gallery = Gallery(
+        ["a", "b", "a", "c"], faces, [(0, n) for n in range(4)], np.stack([f.embedding for f in faces]), [], {}
+    )
+    report = search(comparer, at(0.0, 0.1), gallery, 5)
+    assert [found["person"] for found in report["nearest"]] == ["a", "c", "b"]
+    assert [round(found["distance"], 2) for found in report["nearest"]] == [0.6, 0.9, 0.55]
+    comparer.thresholds = None
+    report = search(comparer, at(0.0, 0.1), gallery, 2)
+    assert [found["person"] for found in report["nearest"]] == ["b", "a"]
+
+
+def test_two_folders_give_each_photo_its_nearest(drawn, strict, tmp_path, capsys):
+    for person in range(3):
+        (tmp_path / "gallery" / f"person {person}").mkdir(parents=True)
+        shutil.copy(photo(drawn, person, 1), tmp_path / "gallery" / f"person {person}")
+    (tmp_path / "probes").mkdir()
+    for person in (2, 0):
+        shutil.copy(photo(drawn, person, 1), tmp_path / "probes" / f"{person}.jpg")
+    (tmp_path / "probes" / "broken.jpg").write_text("no photo")
+    report = run(tmp_path / "probes", tmp_path / "gallery", checkpoint=strict)
+    assert [probe["nearest"][0]["person"] for probe in report["probes"]] == ["person 0", "person 2"]
+    assert report["exit_code"] == 0 and len(report["probes_skipped"]) == 1
+    out = capsys.readouterr().out
+    assert (
+        "searched: 3 people, 3 photos, for 2 photos; without an answer: 0, 1" in out and "broken.jpg cannot be" in out
+    )
+    for one in (photo(drawn, 0, 1), photo(drawn, 2, 1)):  # as one at a time
+        alone = run(one, tmp_path / "gallery", checkpoint=strict)["nearest"]
+        assert [found["person"] for found in alone] in [
+            [found["person"] for found in probe["nearest"]] for probe in report["probes"]
+        ]
+    itself = run(tmp_path / "gallery", tmp_path / "gallery", checkpoint=strict)["probes"]  # no photo is its own match
+    assert all(probe["nearest"][0]["path"] != probe["first"]["path"] for probe in itself)
+    with pytest.raises(DataError, match="--picture shows one photo"):
+        run(tmp_path / "probes", tmp_path / "gallery", "--picture", tmp_path / "a.png", checkpoint=strict)
 
 
 @pytest.mark.parametrize(("bias", "seems"), [(-9.0, "unmasked"), (9.0, "masked")])
@@ -253,8 +299,6 @@ def test_photos_in_the_folder_itself_stand_for_themselves_and_the_query_is_left_
     report = run(query, tmp_path, checkpoint=strict)
     assert report["people_searched"] == 2 and query.name not in {found["person"] for found in report["nearest"]}
     assert (report["verdict"], report["exit_code"]) == ("different", 10)
-    with pytest.raises(DataError, match="Both are folders"):
-        run(tmp_path, tmp_path, checkpoint=strict)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no photos"):
         run(query, tmp_path / "empty", checkpoint=strict)
@@ -322,7 +366,7 @@ def test_a_picture_is_written_of_two_photos_and_of_the_nearest_in_a_folder(drawn
 def test_no_line_of_a_caption_is_wider_than_its_photo():
     aligned = AlignedFace(np.zeros((64, 64, 3), np.uint8), None, (0, 0, 9, 9), 1, None, "hog upsampled")
     photo = np.zeros((100, 100, 3), np.uint8)
-    face = compare.Face(f"/photos/{'long ' * 30}.jpg", photo, aligned, aligned.chip, np.ones(1), None, 1.0)
+    face = Face(f"/photos/{'long ' * 30}.jpg", photo, aligned, aligned.chip, np.ones(1), None, 1.0)
     lines = compare.caption(face).split("\n")
     assert lines[1:] == ["detector: hog upsampled", "seems masked (mask: 100%)"]
     assert max(map(len, lines)) <= 44 and lines[0].startswith("long ")
