@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 import subprocess
 import sys
 
@@ -80,9 +81,28 @@ def test_running_statistics_are_averaged_over_the_processes(two):
     assert two[0]["averaged"] == [0.5, 0.5]
 
 
-def test_the_script_runs_in_two_processes_and_one_writes(drawn_options, tmp_path):
+def two_nodes(script, *options):
+    """Run ``script`` as on two machines, an agent and a process on each, that meet at a port of this one."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        place = f"localhost:{probe.getsockname()[1]}"
+    meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={place}", "--rdzv_id=job"]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, str(script), *map(str, options)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen([*command[:5], "--local-addr=localhost", *command[5:]], **pipes) for _ in range(2)]
+    try:
+        printed = [agent.communicate(timeout=100) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    return "".join(out for out, _ in printed)
+
+
+@pytest.mark.parametrize("start", [torchrun, two_nodes])
+def test_the_script_runs_in_two_processes_and_one_writes(start, drawn_options, tmp_path):
     options = [*drawn_options, "--output_path", tmp_path, "--run_name", "two", "--epochs", 1, "--packed", True]
-    printed = torchrun(ROOT / "train_maskV9.py", *options)
+    printed = start(ROOT / "train_maskV9.py", *options)
     assert printed.count("Finished after epoch 1.") == 1
     with open(tmp_path / "logs" / "two" / "metrics.csv", newline="") as file:
         (row,) = csv.DictReader(file)

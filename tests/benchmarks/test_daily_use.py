@@ -13,5 +13,5 @@ def test_every_wait_has_its_figure(capsys):
 
 
 def test_a_command_that_fails_is_no_figure():
-    with pytest.raises(RuntimeError, match="compare.py"):
+    with pytest.raises(RuntimeError, match=r"compare\.py"):
         daily_use.median(1, daily_use.script("compare.py", "--bogus"))
