@@ -21,16 +21,20 @@ if [ ! -f "$work/straight.pt" ]; then
         --faces "${STRAIGHTENER_FACES:-300000}" --cache_path "$work/cache" --precision bfloat16 --output "$work/straight.pt"
 fi
 
-# 31,104 images, with a rate that falls to nothing
-if [ -f "$runs/ship/last.pt" ]; then
-    "$python" train_maskV9.py --resume "$runs/ship/last.pt"
-else
-    "$python" train_maskV9.py --recipe trunks "${options[@]}" --run_name ship --init_from "$work/straight.pt" \
-        --epochs 3 --num_train_triplets 3456 "$@"
-fi
+# twice 31,104 images from the same start, with other random numbers; the network is the mean of the two runs' weights
+for seed in 0 1; do
+    if [ -f "$runs/ship_$seed/last.pt" ]; then
+        "$python" train_maskV9.py --resume "$runs/ship_$seed/last.pt"
+    else
+        "$python" train_maskV9.py --recipe trunks "${options[@]}" --run_name "ship_$seed" --seed "$seed" \
+            --init_from "$work/straight.pt" --epochs 3 --num_train_triplets 3456 "$@"
+    fi
+done
+rm -f "$work/mean.pt"
+"$python" Training/average_weights.py "$runs/ship_0/last.pt" "$runs/ship_1/last.pt" --output "$work/mean.pt"
 
 # what distances mean, on people of three sources that nobody trained on and nobody is tested on
-"$python" Evaluation/calibration.py --checkpoint "$runs/ship/last.pt" --data_path "$faces/lfw" "$faces/celeba" \
+"$python" Evaluation/calibration.py --checkpoint "$work/mean.pt" --data_path "$faces/lfw" "$faces/celeba" \
     --real "$faces/real_labelled" --people "$work/calibration_people.txt" --photos_per_person 40 \
     --cache_path "$work/cache" --average_flip --half --output "$work/shipped.pt"
 "$python" benchmarks/small_real.py --faces "$faces" --work "$work" --name_doubles "$work/shipped.pt"
