@@ -2,14 +2,16 @@
 
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
 Two folders: the person of the second who is nearest to each photo of the first; --json has the nearest few.
-Exit code: 0 the same person, 10 different people, 20 no answer (nearer than strangers mostly are, but not near enough;
-no face, no photo, or a checkpoint without thresholds, which Evaluation/calibration.py adds), 2 wrong arguments. Without
---checkpoint: the newest best.pt if it has thresholds, or else the shipped network.
+Exit code: 0 the same person (of two folders: all), 10 different people, 20 no answer (nearer than strangers mostly are,
+but not near enough; no face, no photo, or a checkpoint without thresholds, which Evaluation/calibration.py adds), 2
+wrong arguments. Without --checkpoint: the newest best.pt if it has thresholds, or else the shipped network.
 """
 
 import argparse
 import json
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from Data_preprocessing.find_face import NoAnswer
 from Data_preprocessing.photo_files import left_out
 from Evaluation.comparer import FAR, Comparer, read_gallery, search
-from Evaluation.face_cache import FaceCache
+from Evaluation.face_cache import FaceCache, open_cache
 from Evaluation.face_reader import Face
 from Models.checkpoint import SHIPPED, find_checkpoint, load_checkpoint
 from Script_tools.files import DataError, file_errors, write_whole
@@ -37,6 +39,9 @@ DETECTORS = {
     "yunet lenient": "YuNet, below its usual threshold",
     "whole image": "no detector; the whole image is taken, for it looks like an aligned crop",
 }
+NO_THRESHOLDS = (
+    "The checkpoint has no thresholds, so a distance has no meaning yet: add them with python Evaluation/calibration.py"
+)
 WEARING = {None: "", True: "masked", False: "unmasked"}
 SIDES = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}
 
@@ -54,24 +59,35 @@ def compare_with_folder(
     comparer: Comparer, photo: Path, folder: Path, nearest: int, picture: str | None, cache: FaceCache | None = None
 ) -> dict:
     """The report on the people of ``folder`` nearest to ``photo``; the picture shows the first of them."""
-    query = comparer.read(photo)
-    report = search(comparer, query, read_gallery(comparer, folder, cache), nearest)
+    query, gallery = comparer.read(photo), read_gallery(comparer, folder, cache)
+    report = search(comparer, query, gallery, nearest)
     if picture:
         best = report["nearest"][0]
         title = f"nearest of {report['people_searched']}: {best['person']:.44}\n{headline(best)}"
         draw(query, comparer.read(best["path"]), title, picture)
-    return report
+    return report | {"photos_skipped": gallery.skipped, "files_left_out": gallery.left}
 
 
 def compare_folders(
     comparer: Comparer, probes: Path, folder: Path, nearest: int, cache: FaceCache | None = None
 ) -> dict:
-    """The reports on the people of ``folder`` nearest to each photo of ``probes``; "verdict" is None."""
+    """The reports on the people of ``folder`` nearest to each photo of ``probes``; "verdict" is 'same' if all are."""
     queries, gallery = read_gallery(comparer, probes, cache), read_gallery(comparer, folder, cache)
-    if not queries.faces:
-        raise NoAnswer(f"{probes}: not one of its photos has a face.")
-    reports = [search(comparer, query, gallery, nearest) for query in queries.faces]
-    return {"probes": reports, "probes_skipped": queries.skipped, "verdict": None}
+    reports, skipped = [], list(queries.skipped)
+    for query in queries.faces:
+        try:
+            reports.append(search(comparer, query, gallery, nearest))
+        except NoAnswer as error:
+            skipped.append(str(error))
+    if not reports:
+        raise NoAnswer(f"{probes}: not one of its photos can be compared. {' '.join(skipped[:1])}".rstrip())
+    return {
+        "probes": reports,
+        "probes_skipped": skipped,
+        "photos_skipped": gallery.skipped,
+        "files_left_out": dict(Counter(queries.left) + Counter(gallery.left)),
+        "verdict": "same" if {report["verdict"] for report in reports} == {"same"} and not skipped else None,
+    }
 
 
 def caption(face: Face) -> str:
@@ -127,18 +143,20 @@ def share(low: float, high: float) -> str:
 
 def describe_probes(report: dict) -> str:
     """A line for each photo of two folders that were compared."""
-    lines = [f"network {report['checkpoint']}"]
+    lines, first = [f"network {report['checkpoint']}"], report["probes"][0]
     for probe in report["probes"]:
         best = probe["nearest"][0]
-        lines.append(
-            f"{probe['first']['path']}: {best['distance']:.3f}  {best['person']}  {in_words(best)}  {best['path']}"
-        )
-    first = report["probes"][0]
+        found = f"{best['distance']:.3f}  {best['person']}  {in_words(best)}  {best['path']}"
+        lines.append(f"{probe['first']['path']}: {found}")
     lines.append(
-        f"searched: {first['people_searched']} people, {first['photos_searched']} photos, for {len(report['probes'])} "
-        f"photos; without an answer: {len(first['photos_skipped'])}, {len(report['probes_skipped'])}"
+        f"{len(report['probes'])} photos (and {len(report['probes_skipped'])} without an answer), each sought among "
+        f"{first['people_searched']} people, {first['photos_searched']} photos (and {len(report['photos_skipped'])} "
+        "without an answer)"
     )
-    return "\n".join(lines + [f"  {problem}" for problem in (report["probes_skipped"] + first["photos_skipped"])[:5]])
+    lines += [f"  {problem}" for problem in (report["probes_skipped"] + report["photos_skipped"])[:5]]
+    if report["files_left_out"]:
+        lines.append(left_out(report["files_left_out"]))
+    return "\n".join([*lines, *([NO_THRESHOLDS] if first["nearest"][0]["verdict"] is None else [])])
 
 
 def describe(report: dict) -> str:
@@ -163,8 +181,7 @@ def describe(report: dict) -> str:
     else:
         lines += [describe_face(report["second"]), f"distance {report['distance']:.3f}", in_words(report)]
     if deciding["verdict"] is None:
-        return "\n".join([*lines, "The checkpoint has no thresholds, so a distance has no meaning yet: add them with "
-                          "python Evaluation/calibration.py"])  # fmt: skip
+        return "\n".join([*lines, NO_THRESHOLDS])
     passing = share(deciding["threshold_tar"], deciding["threshold_tar_most"])
     beyond = share(*deciding["one_person_beyond"])
     lines.append(
@@ -231,7 +248,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--no_cache",
         action="store_true",
-        help="keep no embeddings of a folder's faces for the next search",
+        help="neither keep the embeddings of a folder's faces nor use kept ones",
     )
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
     add_config_arguments(parser, ("output_path", "cache_path", "predictor_path"))
@@ -243,7 +260,7 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     config = config_from_args(args)
     paths = [Path(name).expanduser() for name in (args.first, args.second)]
-    if args.picture and all(path.is_dir() for path in paths):
+    if args.picture and all(os.path.isdir(path) for path in paths):
         raise DataError("--picture shows one photo's nearest: not where both are folders")
     if args.nearest < 1:
         raise DataError(f"--nearest {args.nearest}: must be 1 or more")
@@ -251,7 +268,7 @@ def main(argv=None) -> dict:
         from Evaluation.pictures import check_picture
 
         check_picture(args.picture)
-    if args.json and Path(args.json).is_dir():
+    if args.json and os.path.isdir(args.json):
         raise DataError(f"--json {args.json} is a folder: name the file to write")
     checkpoint_path = Path(args.checkpoint or checkpoint_with_thresholds(config["output_path"])).expanduser()
     comparer = Comparer(
@@ -264,12 +281,12 @@ def main(argv=None) -> dict:
     )
     try:
         cache = None
-        if any(path.is_dir() for path in paths) and not args.no_cache:
-            cache = FaceCache(Path(config["cache_path"], "faces.sqlite"))
-        if all(path.is_dir() for path in paths):
+        if any(os.path.isdir(path) for path in paths) and not args.no_cache:
+            cache = open_cache(config["cache_path"])
+        if all(os.path.isdir(path) for path in paths):
             report = compare_folders(comparer, *paths, args.nearest, cache)
-        elif any(path.is_dir() for path in paths):
-            photo, folder = sorted(paths, key=Path.is_dir)
+        elif any(os.path.isdir(path) for path in paths):
+            photo, folder = sorted(paths, key=os.path.isdir)
             report = compare_with_folder(comparer, photo, folder, args.nearest, args.picture, cache)
         else:
             report = compare_photos(comparer, *paths, args.picture)
@@ -280,7 +297,7 @@ def main(argv=None) -> dict:
         "checkpoint": str(checkpoint_path),
         "thresholds_of": of,
         **report,
-        "exit_code": 0 if "probes" in report else EXIT_CODES[report["verdict"]],
+        "exit_code": EXIT_CODES[report["verdict"]],
     }
     text = json.dumps(report, indent=2)
     if args.json and args.json != "-":

@@ -19,7 +19,7 @@ config = {
     "NOTLFW_data_path": None,  # another test set of the same form
     "NOTLFW_pairs": None,  # its pairs
     "select_pairs": None,  # pairs (of LFW_data_path) on which best.pt is chosen; None: LFW masked, as in the recipe
-    "cache_path": "Datasets/cache",  # aligned test faces, made once
+    "cache_path": "Datasets/cache",  # aligned test faces, made once; faces.sqlite: embeddings of photos searched in
     "output_path": ".",  # logs/, Model_training_checkpoints/ and ROC_images/ are written here
     "predictor_path": "Data_preprocessing/shape_predictor_68_face_landmarks.dat",  # dlib's 68-landmark model
     "detector": "dlib",  # which finds and aligns faces: dlib (68 landmarks), yunet (OpenCV's, five points)

@@ -165,7 +165,8 @@ class FaceAligner:
 
         self.image_size, self.chain, self.padding = image_size, chain, padding
         self.chains = YUNET_CHAINS if detector == "yunet" else CHAINS
-        self.yunet = load_yunet(find_opencv_model(YUNET_NAMES, "face detector YuNet")) if detector == "yunet" else None
+        yunet = find_opencv_model(YUNET_NAMES, "face detector YuNet") if detector == "yunet" else None
+        self.yunet, self.yunet_mark = yunet and load_yunet(yunet), yunet and yunet.name
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])
         self.detector = dlib.get_frontal_face_detector()
         path, url = find_model(predictor_path), f"{DLIB_MODELS_URL}/{MODEL_NAMES['landmark model']}.bz2"

@@ -1,5 +1,6 @@
 """The face of one photo, found, upright and cut out, or a sentence that says why there is none. No network."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import numpy as np
 
 from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.face_alignment import MAX_DETECTION_SIDE, AlignedFace, FaceAligner
-from Data_preprocessing.photo_files import read_photo
+from Data_preprocessing.photo_files import decode_photo
 from Script_tools.files import DataError
 
 # px, the width of a face's box. Of bare LFW faces shrunk to 25 px AUC is 1.000 and 3 % of the pairs of one person are
@@ -21,6 +22,10 @@ class NoAnswer(DataError):
     """A photo that tells nothing: it cannot be read, or has no face."""
 
 
+class Unread(NoAnswer):
+    """A photo of which nothing is known: its bytes did not come, or memory ran out. The next time they may."""
+
+
 class FoundFace(NamedTuple):
     """photo: (H, W, 3) uint8 RGB, turned; None where it was not kept. quarters: how often it was turned by 90 degrees,
     anticlockwise, to be upright."""
@@ -30,17 +35,27 @@ class FoundFace(NamedTuple):
     quarters: int
 
 
-def find_face(path: str | Path, aligner: FaceAligner, largest: bool = False) -> FoundFace:
+def photo_bytes(path: str | Path) -> bytes:
+    """The bytes of a photo's file. Raises Unread if they cannot be had."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise Unread(f"There is no photo {path}.") from error
+    except OSError as error:
+        raise Unread(f"{path} cannot be read as a photo ({one_line(error)}).") from error
+
+
+def find_face(path: str | Path, aligner: FaceAligner, largest: bool = False, data: bytes | None = None) -> FoundFace:
     """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face.
 
-    ``largest``: of several faces the largest, not the one nearest the middle.
+    ``largest``: of several faces the largest, not the one nearest the middle. ``data``: the file's bytes, if read.
     """
-    if not Path(path).exists():
-        raise NoAnswer(f"There is no photo {path}.")
+    data = photo_bytes(path) if data is None else data
     try:
-        photo = read_photo(path)
+        photo = decode_photo(data, path)
     except DataError as error:
-        raise NoAnswer(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
+        kind = Unread if isinstance(error.__cause__, MemoryError) else NoAnswer
+        raise kind(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
     aligned, quarters = aligner.align_turned(photo, chain="any", largest=largest)
     photo = np.rot90(photo, quarters).copy()
     if aligned.detector == "whole image" and not aligner.looks_aligned(photo):
@@ -56,12 +71,23 @@ def find_face(path: str | Path, aligner: FaceAligner, largest: bool = False) -> 
     return FoundFace(photo, aligned, quarters)
 
 
-def find_faces(paths: Iterable[str], predictor_path: str, cut: dict, largest: bool) -> list[FoundFace | str]:
-    """``find_face`` of each, without the photo, or what it raised; for worker processes. ``cut``: of aligner_for."""
+def digest_of(data: bytes) -> bytes:
+    """(16,) bytes by which a photo is known, wherever it lies."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def find_faces(
+    paths: Iterable[str], predictor_path: str, cut: dict, largest: bool
+) -> list[tuple[FoundFace | NoAnswer, bytes | None]]:
+    """``find_face`` of each, without the photo, or what it raised; and the ``digest_of`` what was read, None where
+    nothing was. For worker processes. ``cut``: of aligner_for."""
     aligner, found = aligner_for(predictor_path, **cut), []
     for path in paths:
+        digest = None
         try:
-            found.append(find_face(path, aligner, largest)._replace(photo=None))
+            data = photo_bytes(path)
+            digest = digest_of(data)
+            found.append((find_face(path, aligner, largest, data)._replace(photo=None), digest))
         except NoAnswer as error:
-            found.append(str(error))
+            found.append((type(error)(str(error)), digest))  # without what caused it, for the way between processes
     return found

@@ -69,11 +69,15 @@ def read_identity(path: str | Path) -> dict[str, str]:
 
 
 def link(photo: Path, place: Path) -> str:
-    """Make ``place`` a link to the photo, unless something is there: what was done."""
-    if place.is_symlink() or place.exists():
+    """Make ``place`` a link to the photo, unless something is there: what was done. A link that leads nowhere, for the
+    photos have been moved, is made anew."""
+    anew = place.is_symlink() and not place.exists()
+    if anew:
+        place.unlink()
+    elif place.exists():
         return "there already"
     place.symlink_to(photo)
-    return "linked"
+    return "linked anew" if anew else "linked"
 
 
 if __name__ == "__main__":

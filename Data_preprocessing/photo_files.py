@@ -31,6 +31,7 @@ LEFTOVERS = "leftovers of other systems"
 DEEPER = "photos in folders within a person's"
 LOOSE = "photos of no person, in the folder itself"
 OTHER = "other files"
+UNLISTED = "folders that may not be listed"
 REASONS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
     **dict.fromkeys((".gif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"), OTHER_PHOTOS),
@@ -120,9 +121,12 @@ def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
     """
     loose, left = split_files(folder)
     entries = [(name, folder / name) for name in loose]
-    people = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and is_person_name(entry.name))
-    for person in people:
-        names, others = split_files(folder / person, deeper=True)
+    for person in sorted(entry.name for entry in _entries(folder) if is_person_name(entry.name) and _is_folder(entry)):
+        try:
+            names, others = split_files(folder / person, deeper=True)
+        except DataError:
+            left[UNLISTED] += 1
+            continue
         entries += [(person, folder / person / name) for name in names]
         left += others
     if not entries:

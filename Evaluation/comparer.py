@@ -84,40 +84,51 @@ class Gallery(NamedTuple):
 
     people: list[str]
     faces: list[Face]
-    files: list[tuple[int, int]]
+    files: list[tuple[int, int] | None]
     embeddings: np.ndarray  # (N, D) float32
     skipped: list[str]  # why photos have no face
     left: dict[str, int]  # other files, by what they are
 
-    def without(self, face: Face) -> "Gallery":
-        """The gallery less the photo of ``face``."""
-        kept = [number for number, file in enumerate(self.files) if file != file_of(face.path)]
+    def without(self, path: str | Path) -> "Gallery":
+        """The gallery less the photo ``path``."""
+        own = file_of(path)
+        if own is None or own not in self.files:
+            return self
+        kept = [number for number, file in enumerate(self.files) if file != own]
         parts = ([values[number] for number in kept] for values in self[:3])
         return Gallery(*parts, self.embeddings[kept], self.skipped, self.left)
 
 
-def file_of(path: str | Path) -> tuple[int, int]:
-    """(device, inode) of a file that is there."""
-    found = os.stat(path)
+def file_of(path: str | Path) -> tuple[int, int] | None:
+    """(device, inode) of a file; None if it is not there any more."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
     return found.st_dev, found.st_ino
 
 
 def read_gallery(comparer: Comparer, folder: Path, cache: FaceCache | None) -> Gallery:
     """The faces of a folder of photos or of people."""
     entries, left = photos_in(folder)
+    files = [file_of(path) for _, path in entries]
     answers = comparer.read_many([path for _, path in entries], cache, desc=f"faces of {folder.name}")
-    found = [(person, face) for (person, _), face in zip(entries, answers, strict=True) if isinstance(face, Face)]
-    people, faces = [person for person, _ in found], [face for _, face in found]
+    found = [
+        (person, face, file)
+        for (person, _), face, file in zip(entries, answers, files, strict=True)
+        if isinstance(face, Face)
+    ]
+    people, faces, files = (list(part) for part in zip(*found, strict=True)) if found else ([], [], [])
     embeddings = np.array([face.embedding for face in faces], np.float32)
     skipped = [str(answer) for answer in answers if isinstance(answer, NoAnswer)]
-    return Gallery(people, faces, [file_of(face.path) for face in faces], embeddings, skipped, dict(left))
+    return Gallery(people, faces, files, embeddings, skipped, dict(left))
 
 
 def search(comparer: Comparer, query: Face, gallery: Gallery, nearest: int) -> dict:
     """The report on the people of a gallery nearest to ``query``. Raises NoAnswer if nobody is there."""
-    gallery = gallery.without(query)
+    gallery = gallery.without(query.path)
     if not gallery.faces:
-        raise NoAnswer("not one of the photos to search in has a face to compare with.")
+        raise NoAnswer(f"{query.path}: not one of the photos to search in has a face to compare with.")
     distances = np.linalg.norm(gallery.embeddings - query.embedding, axis=1)
     if comparer.thresholds and comparer.head:  # faces with and without masks lie apart differently
         masked = np.array([face.seems_masked for face in gallery.faces])
@@ -136,8 +147,6 @@ def search(comparer: Comparer, query: Face, gallery: Gallery, nearest: int) -> d
         "nearest": order,
         "people_searched": len(set(gallery.people)),
         "photos_searched": len(gallery.faces),
-        "photos_skipped": gallery.skipped,
-        "files_left_out": gallery.left,
         "far": comparer.far,
         "verdict": order[0]["verdict"],
     }

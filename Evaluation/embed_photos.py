@@ -13,6 +13,7 @@ In Python: faces = np.load("people_faces.npz"); distances = np.linalg.norm(faces
 import argparse
 import csv
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.find_face import NoAnswer
 from Data_preprocessing.photo_files import is_photo_name, left_out, photos_in
-from Evaluation.face_cache import FaceCache
+from Evaluation.face_cache import open_cache
 from Evaluation.face_reader import Face, FaceReader
 from Models.checkpoint import SHIPPED
 from Script_tools.files import DataError, file_errors, read_names, replacing, user_path, write_whole
@@ -60,12 +61,12 @@ def main(argv=None) -> tuple[Path, Path]:
     reader = FaceReader(
         checkpoint, config["predictor_path"], choose_device(args.device), args.average_flip, args.face == "largest"
     )
-    cache = FaceCache(Path(config["cache_path"], "faces.sqlite"))
-    answers = reader.read_many([path for _, path in entries], cache, args.workers)
+    answers = reader.read_many([path for _, path in entries], open_cache(config["cache_path"]), args.workers)
     people = [person for person, _ in entries]
     with file_errors(npz):
-        write_npz(npz, people, answers)
-        write_whole(table, table_text(people, [str(path) for _, path in entries], answers))
+        text = table_text(people, [str(path) for _, path in entries], answers)
+        write_whole(table, text.encode("utf-8", "surrogateescape"))  # any file name can be written
+        write_npz(npz, people, answers, table)
     faces = sum(isinstance(answer, Face) for answer in answers)
     print(f"{faces:,} of {len(answers):,} photos have a face; the others, and why: {table}\n{said}embeddings {npz}")
     return npz, table
@@ -73,20 +74,22 @@ def main(argv=None) -> tuple[Path, Path]:
 
 def photos_to_embed(source: Path) -> tuple[list[tuple[str, Path]], str]:
     """(person, photo) of a folder or a list, and a line on what was left out. Raises DataError if there are none."""
-    if source.is_dir():
+    if os.path.isdir(source):
         entries, left = photos_in(source)
         return entries, f"{left_out(left)}\n" if left else ""
+    if not source.is_file():
+        raise DataError(f"There is no folder, list or photo {source}.")
     if is_photo_name(source.name):
         return [("", source)], ""
     paths = [source.parent / name for name in read_names(source)]
     return [(path.parent.name, path) for path in paths], ""
 
 
-def write_npz(path: Path, people: list[str], answers: list[Face | NoAnswer]) -> None:
+def write_npz(path: Path, people: list[str], answers: list[Face | NoAnswer], table: Path) -> None:
     """Those that have a face, a row each."""
     rows = [(person, face) for person, face in zip(people, answers, strict=True) if isinstance(face, Face)]
     if not rows:
-        raise DataError(f"Not one of the {len(answers)} photos has a face.")
+        raise DataError(f"Not one of the {len(answers)} photos has a face; why: {table}.")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sqlite3
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class FaceCache:
                 columns = "key BLOB PRIMARY KEY, record TEXT, embedding BLOB"
                 self.base.execute(f"CREATE TABLE IF NOT EXISTS faces ({columns})")
         except (OSError, sqlite3.Error) as error:
-            raise DataError(f"{path}: faces cannot be kept there ({error}); name another --cache_path.") from error
+            raise self.unusable(error) from error
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, tuple[dict, np.ndarray | None]]:
         """{key: (record, (D,) float32 embedding or None)} of those that are there."""
@@ -37,7 +38,11 @@ class FaceCache:
         for begin in range(0, len(keys), ASKED_AT_ONCE):
             some = keys[begin : begin + ASKED_AT_ONCE]
             places = ", ".join("?" * len(some))
-            for key, record, embedding in self.base.execute(f"SELECT * FROM faces WHERE key IN ({places})", some):
+            try:
+                rows = self.base.execute(f"SELECT * FROM faces WHERE key IN ({places})", some).fetchall()
+            except sqlite3.Error as error:
+                raise self.unusable(error) from error
+            for key, record, embedding in rows:
                 vector = None if embedding is None else np.frombuffer(embedding, np.float32)
                 found[key] = json.loads(record), vector
         return found
@@ -52,23 +57,34 @@ class FaceCache:
             with self.base:
                 self.base.executemany("INSERT OR REPLACE INTO faces VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:
-            raise DataError(f"{self.path}: faces cannot be kept there ({error}); name another --cache_path.") from error
+            raise self.unusable(error) from error
+
+    def unusable(self, error: Exception) -> DataError:
+        """What to say of a cache that cannot be used."""
+        return DataError(f"{self.path}: faces cannot be kept there ({error})")
 
     def close(self) -> None:
         self.base.close()
 
 
-def photo_key(path: str | Path, reader: bytes) -> bytes | None:
-    """What a photo's face is kept under: its bytes and the ``reader_key``; None if it cannot be read."""
+def open_cache(cache_path: str | Path) -> FaceCache | None:
+    """The cache in the folder ``cache_path``; where it cannot be used a note is printed, and None: it goes without."""
+    try:
+        return FaceCache(Path(cache_path, "faces.sqlite"))
+    except DataError as error:
+        print(f"note: {error}: every photo is read anew", file=sys.stderr)
+        return None
+
+
+def file_digest(path: str | Path) -> bytes | None:
+    """``digest_of`` the file's bytes; None if they cannot be read."""
     try:
         with open(path, "rb") as file:
-            return reader + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError:
         return None
 
 
-def reader_key(checkpoint: str | Path, *settings: object) -> bytes:
-    """(16,) bytes that differ where the checkpoint's file, the settings or the code's way of reading do."""
-    with open(checkpoint, "rb") as file:
-        network = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.blake2b(repr((READING, network, *settings)).encode(), digest_size=16).digest()
+def reader_key(*settings: object) -> bytes:
+    """(16,) bytes that differ where the settings or the code's way of reading do."""
+    return hashlib.blake2b(repr((READING, *settings)).encode(), digest_size=16).digest()

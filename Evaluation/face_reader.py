@@ -1,5 +1,6 @@
 """A checkpoint made ready to read photos: whose face is where, its embedding, whether it wears a mask."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,13 @@ import torch
 from tqdm import tqdm
 
 from Data_preprocessing.align_photos import aligner_for
-from Data_preprocessing.face_alignment import AlignedFace
-from Data_preprocessing.find_face import TAKEN, FoundFace, NoAnswer, find_face, find_faces
+from Data_preprocessing.face_alignment import AlignedFace, model_mark
+from Data_preprocessing.find_face import TAKEN, FoundFace, NoAnswer, Unread, find_face, find_faces
 from Evaluation.embed import faces_as_seen, read_faces
-from Evaluation.face_cache import FaceCache, photo_key, reader_key
+from Evaluation.face_cache import FaceCache, file_digest, reader_key
 from Models.checkpoint import as_written, faces_of, load_checkpoint, network_from_checkpoint
 from Models.mask_head import mask_probability
+from Script_tools.files import DataError
 from Script_tools.workers import map_chunks, usable_processors
 
 CHUNK = 16  # photos that a worker finds faces in, and that pass the network, at a time
@@ -85,6 +87,9 @@ class FaceReader:
         self.head, self.thresholds = checkpoint.get("mask_head"), checkpoint.get("thresholds")
         with as_written(path):
             self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
+        # of the file as it was read: a training may put another one in its place
+        models = model_mark(predictor_path), self.aligner.yunet_mark
+        self.key = reader_key(file_digest(path), self.cut, models, self.flip, largest)
 
     def read(self, path: str | Path) -> Face:
         """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face."""
@@ -108,47 +113,69 @@ class FaceReader:
 
         ``workers``: processes that find faces; None: as many as processors may be used, or one for few photos.
         """
-        paths, answers = [str(path) for path in paths], {}
-        mine = reader_key(self.path, self.cut, self.flip, self.largest) if cache else b""
-        keys = [photo_key(path, mine) if cache else None for path in paths]
-        if cache:
-            known = cache.get({key for key in keys if key is not None})
-            for number, key in enumerate(keys):
-                if key in known:
-                    answers[number] = answer_of(paths[number], *known[key], TAKEN[self.largest])
-        new = [number for number in range(len(paths)) if number not in answers]
-        with tqdm(total=len(paths), initial=len(answers), desc=desc, unit="photo", disable=len(paths) < 20) as bar:
+        paths, answers, taken = [str(path) for path in paths], {}, TAKEN[self.largest]
+        with tqdm(total=len(paths), desc=desc, unit="photo", disable=len(paths) < 20) as bar:
+            if cache:
+                keys = [self.key + (file_digest(path) or b"") for path in paths]
+                known = self.asked(cache, set(keys))
+                hits = [number for number, key in enumerate(keys) if key in known]
+                answers = {number: answer_of(paths[number], *known[keys[number]], taken) for number in hits}
+                bar.update(len(hits))
+            new = [number for number in range(len(paths)) if number not in answers]
             for some in self.read_new([paths[number] for number in new], workers):
                 done, new = dict(zip(new, some, strict=False)), new[len(some) :]
-                answers |= {number: answer_of(paths[number], *one, TAKEN[self.largest]) for number, one in done.items()}
-                if cache:
-                    cache.put({keys[number]: one for number, one in done.items() if keys[number] is not None})
+                answers |= {number: answer_of(paths[number], *one[1:], taken) for number, one in done.items()}
+                if cache and not self.kept(cache, {self.key + digest: one for digest, *one in some if digest}):
+                    cache = None
                 bar.update(len(some))
         return [answers[number] for number in range(len(paths))]
 
-    def read_new(self, paths: list[str], workers: int | None = None) -> Iterator[list[tuple[dict, np.ndarray | None]]]:
-        """(record, embedding) of each photo, as the cache keeps them, some at a time; workers find, this one embeds."""
+    def asked(self, cache: FaceCache, keys: set[bytes]) -> dict[bytes, tuple[dict, np.ndarray | None]]:
+        """What the cache knows; nothing, and a note, where it cannot be read."""
+        try:
+            return cache.get(keys)
+        except DataError as error:
+            tqdm.write(f"note: {error}", file=sys.stderr)
+            return {}
+
+    def kept(self, cache: FaceCache, faces: dict[bytes, tuple[dict, np.ndarray | None]]) -> bool:
+        """True if the cache has taken them; else a note."""
+        try:
+            cache.put(faces)
+        except DataError as error:
+            tqdm.write(f"note: {error}", file=sys.stderr)
+            return False
+        return True
+
+    def read_new(
+        self, paths: list[str], workers: int | None = None
+    ) -> Iterator[list[tuple[bytes | None, dict, np.ndarray | None]]]:
+        """(digest of the photo, record, embedding), the last two as the cache keeps them, of some photos at a time.
+
+        Workers find the faces, this process embeds them. The digest is None where nothing is to be kept.
+        """
         workers = workers or (usable_processors() if len(paths) > FEW else 1)
         find = partial(find_faces, predictor_path=self.predictor_path, cut=self.cut, largest=self.largest)
         begin = 0
         for found in map_chunks(find, iter(paths), CHUNK, workers, "finds faces"):
             names = paths[begin : begin + len(found)]
             begin += len(found)
-            faces = [face for face in found if isinstance(face, FoundFace)]
-            outputs = None
+            faces, outputs = [face for face, _ in found if isinstance(face, FoundFace)], None
             if faces:
                 images = torch.from_numpy(np.stack([face.aligned.chip for face in faces]).transpose(0, 3, 1, 2).copy())
                 outputs = read_faces(self.network, [images], self.device, self.flip)
-            yield self.records(names, found, outputs)
+            records = self.records(names, [face for face, _ in found], outputs)
+            kept = [None if isinstance(face, Unread) else digest for face, digest in found]
+            yield [(digest, *record) for digest, record in zip(kept, records, strict=True)]
 
-    def records(self, paths: list[str], found: list[FoundFace | str], outputs) -> list[tuple[dict, np.ndarray | None]]:
-        """What the cache keeps of each photo; ``outputs``: of those that have a face, in order."""
+    def records(self, paths: list[str], found: list[FoundFace | NoAnswer], outputs) -> list[tuple]:
+        """(record, embedding) of each photo; ``outputs``: of those that have a face, in order."""
         masked, rows, number = None, [], 0
         if outputs is not None and self.head is not None:
             masked = mask_probability(outputs.features, self.head)
         for path, face in zip(paths, found, strict=True):
-            if isinstance(face, str):
-                rows.append(({"no_answer": face.replace(path, "{path}")}, None))
+            if isinstance(face, NoAnswer):
+                rows.append(({"no_answer": str(face).replace(path, "{path}")}, None))
                 continue
             aligned = face.aligned
             record = {"box": list(aligned.box), "faces": aligned.num_faces, "detector": aligned.detector}

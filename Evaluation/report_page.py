@@ -50,7 +50,7 @@ def write_page(
     body = f"<h1>{escape(title)}</h1><dl>{said}</dl><table><tr>{heads}</tr>{rows}</table>{shown}"
     text = f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
     with file_errors(path):
-        write_whole(path, text)
+        write_whole(path, text.encode("utf-8", "backslashreplace"))  # names that are not UTF-8
 
 
 def base64_of(file: Path) -> str:

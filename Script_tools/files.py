@@ -38,7 +38,7 @@ def read_names(path: str | Path) -> list[str]:
         ) from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise DataError(f"The list of names {path} is empty: write one person's folder name a line.")
+        raise DataError(f"The list of names {path} is empty: write one name a line.")
     return names
 
 

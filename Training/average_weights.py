@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Models.checkpoint import BEFORE, load_checkpoint, require, save_checkpoint
 from Script_tools.files import DataError, user_path
 from Script_tools.script import ScriptParser, run_script
-from Training.state import FIXED_KEYS
+from Training.state import FIXED_KEYS, differing
 
 KEPT = ("config", "progress", "metrics")  # of the first checkpoint
 
@@ -52,12 +52,9 @@ def average(checkpoints: list[dict], names: list[str]) -> dict:
     """
     first = checkpoints[0]
     for name, other in zip(names, checkpoints, strict=True):
-        one, two = ({**BEFORE, **each["config"]} for each in (first, other))
-        differing = [
-            f"{key} = {two.get(key)!r}, there {one.get(key)!r}" for key in FIXED_KEYS if one.get(key) != two.get(key)
-        ]
-        if differing:
-            raise DataError(f"{name} is of another kind than {names[0]}: {'; '.join(differing)}.")
+        different = differing(other["config"], {**BEFORE, **first["config"]}, (*FIXED_KEYS, "detector"))
+        if different:
+            raise DataError(f"{name} is of another kind than {names[0]}: {different}.")
         if ("straightener" in first) != ("straightener" in other):
             raise DataError(f"{name} and {names[0]}: one has a straightener, the other has none.")
     parts = ["model", *(["straightener"] if "straightener" in first else [])]

@@ -4,6 +4,7 @@ import argparse
 import copy
 import csv
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -206,10 +207,15 @@ def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
 
 def check_can_continue(checkpoint: dict, config: dict, path: str | Path) -> None:
     """Raise DataError naming every setting in which ``config`` differs and with which the checkpoint cannot go on."""
-    there = {**BEFORE, **checkpoint["config"]}
-    differing = [f"{k} = {config[k]!r}, there {there.get(k)!r}" for k in FIXED_KEYS if config[k] != there.get(k)]
-    if differing:
-        raise DataError(f"{path} cannot be continued with other settings: {'; '.join(differing)}.")
+    different = differing(config, {**BEFORE, **checkpoint["config"]}, FIXED_KEYS)
+    if different:
+        raise DataError(f"{path} cannot be continued with other settings: {different}.")
+
+
+def differing(config: dict, there: dict, keys: Iterable[str]) -> str:
+    """'key = value, there other; ...' of the keys in which two configs differ; empty where they do not."""
+    config = {**BEFORE, **config}
+    return "; ".join(f"{k} = {config.get(k)!r}, there {there.get(k)!r}" for k in keys if config.get(k) != there.get(k))
 
 
 def plain_config(config: dict) -> dict:

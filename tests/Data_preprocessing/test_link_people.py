@@ -35,7 +35,11 @@ def test_photos_are_linked_by_person_and_what_is_missing_is_counted(flat, tmp_pa
     (tmp_path / "people" / "17" / "000003.jpg").unlink()
     (tmp_path / "people" / "17" / "000002.jpg").unlink()
     (tmp_path / "people" / "17" / "000002.jpg").write_bytes(b"mine")
-    assert run(tmp_path, *lines)["there already"] == 3
+    (tmp_path / "people" / "2880" / "000000.jpg").unlink()
+    (tmp_path / "people" / "2880" / "000000.jpg").symlink_to(tmp_path / "old" / "000000.jpg")  # before it was moved
+    assert run(tmp_path, *lines) == {"linked": 1, "there already": 2, "linked anew": 1, "named, but not there": 1,
+                                     "without a name": 3}  # fmt: skip
+    assert (tmp_path / "people" / "2880" / "000000.jpg").read_bytes() == b"0"
     assert (tmp_path / "people" / "17" / "000002.jpg").read_bytes() == b"mine"
     assert sorted(path.name for path in flat.iterdir()) == [*(f"{n:06}.jpg" for n in range(6)), "readme.txt"]
 

@@ -1,6 +1,7 @@
 """Many photos read at once: the same faces as one by one, each read once, kept by its bytes and the network."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from config_mask import config
+from Data_preprocessing import find_face
 from Data_preprocessing.find_face import NoAnswer
 from Evaluation import embed_photos, face_reader
-from Evaluation.face_cache import FaceCache, reader_key
+from Evaluation.face_cache import FaceCache, open_cache
 from Evaluation.face_reader import Face, FaceReader
 from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import save_checkpoint
@@ -90,16 +92,68 @@ def test_a_photo_is_read_once_wherever_it_lies(people, reader, tmp_path, monkeyp
     assert np.array_equal(now[first].embedding, now[photos.index(other)].embedding)
 
 
-def test_another_network_or_another_way_of_reading_is_another_key(tmp_path, monkeypatch):
-    first, second = write_checkpoint(tmp_path / "a.pt"), write_checkpoint(tmp_path / "b.pt", seed=1)
-    keys = {reader_key(first, "x"), reader_key(second, "x"), reader_key(first, "y")}
+def test_another_network_model_or_way_of_reading_is_another_key(tmp_path, monkeypatch):
+    def key(name, seed=0, predictor=config["predictor_path"], **options):
+        return FaceReader(write_checkpoint(tmp_path / name, seed), predictor, torch.device("cpu"), **options).key
+
+    keys = {key("a.pt"), key("b.pt", 1), key("a.pt", average_flip=True), key("a.pt", largest=True)}
+    assert len(keys) == 4 and key("c.pt") in keys  # the same network in another place
+    monkeypatch.setattr(face_reader, "model_mark", lambda path: "another landmark model")
+    keys.add(key("a.pt"))
     monkeypatch.setattr("Evaluation.face_cache.READING", 99)
-    assert len(keys | {reader_key(first, "x")}) == 4
+    assert len(keys | {key("a.pt")}) == 6
+
+
+def test_faces_are_of_the_network_that_was_read_whatever_takes_its_files_place(people, reader, tmp_path):
+    cache = FaceCache(tmp_path / "faces.sqlite")
+    write_checkpoint(tmp_path / "a.pt", seed=1)  # as a training does
+    old = reader.read_many(photos_of(people)[:2], cache)
+    new = FaceReader(tmp_path / "a.pt", config["predictor_path"], torch.device("cpu"))
+    assert not np.array_equal(new.read_many(photos_of(people)[:2], cache)[0].embedding, old[0].embedding)
+
+
+def test_what_a_disk_or_memory_did_not_give_is_asked_for_again(people, reader, tmp_path, monkeypatch):
+    cache, photos = FaceCache(tmp_path / "faces.sqlite"), photos_of(people)[:3]
+    photos = [path for path in photos_of(people) if path.parent.name != "empty"][:3]
+    whole, decode = find_face.photo_bytes, find_face.decode_photo
+
+    def gone(path):
+        if str(path) == str(photos[0]):
+            raise find_face.Unread(f"There is no photo {path}.")
+        return whole(path)
+
+    def too_large(data, name):
+        if str(name) == str(photos[1]):
+            raise DataError("too large") from MemoryError()
+        return decode(data, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(find_face, "photo_bytes", gone)
+        patched.setattr(find_face, "decode_photo", too_large)
+        kinds = [type(answer) for answer in reader.read_many(photos, cache)]
+    assert kinds == [find_face.Unread, find_face.Unread, Face] or kinds == [NoAnswer, NoAnswer, Face]
+    assert [type(answer) for answer in reader.read_many(photos, cache)] == [Face, Face, Face]
+
+
+@pytest.mark.parametrize("function", ["get", "put"])
+def test_a_cache_that_fails_is_noted_and_gone_without(people, reader, tmp_path, monkeypatch, capsys, function):
+    def fails(self, _):
+        raise self.unusable(OSError("disk full"))
+
+    monkeypatch.setattr(FaceCache, function, fails)
+    answers = reader.read_many(photos_of(people), FaceCache(tmp_path / "faces.sqlite"))
+    assert sum(isinstance(answer, Face) for answer in answers) == 15
+    assert capsys.readouterr().err.count("faces cannot be kept there (disk full)") == 1
+
+
+def test_without_a_place_for_it_there_is_no_cache_and_a_note(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert open_cache(tmp_path / "file") is None and "note: " in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_cache_is_said(tmp_path):
     (tmp_path / "faces.sqlite").write_text("x" * 5000)
-    with pytest.raises(DataError, match=r"faces\.sqlite: faces cannot be kept there .*--cache_path"):
+    with pytest.raises(DataError, match=r"faces\.sqlite: faces cannot be kept there"):
         FaceCache(tmp_path / "faces.sqlite")
 
 
@@ -146,5 +200,15 @@ def test_a_list_of_photos_or_one_will_do_and_none_is_said(people, reader, tmp_pa
     assert np.load(npz)["path"].tolist() == [str(photos[-1]), str(photos[-2])]
     npz, _ = run(tmp_path, photos[-1], "--output", tmp_path / "one.npz")
     assert npz == tmp_path / "one.npz" and len(np.load(npz)["path"]) == 1
-    with pytest.raises(DataError, match="Not one of the 1 photos has a face"):
+    with pytest.raises(DataError, match=r"Not one of the 1 photos has a face; why: .*empty_faces\.csv"):
         run(tmp_path, people / "empty")
+    assert "cannot be read as a photo" in (people / "empty_faces.csv").read_text()
+    with pytest.raises(DataError, match=r"There is no folder, list or photo .*nothing\.jpg"):
+        run(tmp_path, people / "nothing.jpg")
+
+
+def test_a_name_that_is_not_utf_8_is_written(people, reader, tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    photos_of(people)[0].rename(people / name)
+    _, table = run(tmp_path, people)
+    assert os.fsencode(name) in table.read_bytes()
