@@ -1,4 +1,4 @@
-"""The README's first table, from benchmarks/accuracy.csv: this network, free ones, the recipe V9; three sets of people.
+"""The README's first table, from benchmarks/accuracy.csv: this network and free ones, on three sets of people.
 
 python benchmarks/first_table.py
 """
@@ -18,7 +18,6 @@ ROWS = {  # of the CSV, all with masks drawn on the photo, which is then found a
     "both + flip": "dlib's network and SFace side by side, as they come",
     "sface + flip": "OpenCV's YuNet and SFace, as they come",
     "dlib + flip": "dlib's detector and network, as they come",
-    "v9 + flip": "the recipe V9, small: ResNet-18 at 80 px, 60,000 images",
 }
 SOURCES = {"lfw": "LFW", "celeba": "CelebA", "real": "really masked"}
 PROTOCOLS = {"unmasked": "bare", "cross": "one masked"}
