@@ -138,7 +138,7 @@ from pathlib import Path
 from Script_tools.run_lock import locked
 with locked(Path(sys.argv[1])):
     child = os.fork() if sys.argv[2] == "fork" else 1
-    if child:
+    if sys.argv[2] == "alone" or not child:  # a forked process has let go of the lock once it runs
         print("held", flush=True)
     time.sleep(60)
 """

@@ -315,7 +315,7 @@ def tiny(depth: int, **options) -> torch.nn.Module:
     [pytest.param(250, id="quick"), pytest.param(2000, id="all", marks=pytest.mark.torture)],
 )
 def test_checkpoints(num, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "build_model", tiny)
+    monkeypatch.setattr("Models.CBAM_Face_attention_Resnet.build_model", tiny)
     network = tiny(18, embedding_dim=4)
     torch.nn.init.constant_(network.bias, 0.9)  # so that what is loaded is not what is built
     config = {"model": 18, "embedding_dim": 4, "attention": "none", "cbam": True, "image_size": 64, "seed": 0}

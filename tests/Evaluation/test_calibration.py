@@ -68,7 +68,7 @@ def test_a_threshold_is_the_loosest_that_lets_no_more_strangers_pass(decimals):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "lowest"), [(149, None), (150, 1e-1), (14_999, 1e-2), (15_000, 1e-3), (150_000, 1e-4)]
+    ("pairs", "lowest"), [(199, None), (200, 1e-1), (19_999, 1e-2), (20_000, 1e-3), (200_000, 1e-4)]
 )
 def test_a_rate_needs_ten_false_accepts_to_be_given(pairs, lowest):
     rows = thresholds_at(Strangers(np.linspace(1, 2, pairs)), np.ones(3))

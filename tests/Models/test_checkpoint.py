@@ -11,6 +11,7 @@ import train_maskV9
 import validate_on_LFW
 from Data_loader.triplets import load_triplets, read_index, table_path, train_index
 from Models import checkpoint as checkpoints
+from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import FORMAT, load_checkpoint, network_from_checkpoint, save_checkpoint
 from Script_tools.files import DataError
 from tests import tiny_training
@@ -68,7 +69,7 @@ def test_a_triplet_table_with_a_pickle_is_made_again(tmp_path):
 
 def test_what_differs_is_said(tmp_path):
     settings = {"model": 18, "embedding_dim": 16, "attention": "supervised", "cbam": True, "image_size": 64, "seed": 0}
-    network = checkpoints.build_model(18, embedding_dim=16)
+    network = build_model(18, embedding_dim=16)
     path = tmp_path / "best.pt"
 
     def message(config=settings, **entries):
