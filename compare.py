@@ -20,7 +20,7 @@ from Data_preprocessing.find_face import NoAnswer
 from Data_preprocessing.photo_files import left_out
 from Evaluation.comparer import FAR, Comparer, read_gallery, search
 from Evaluation.face_cache import FaceCache, open_cache
-from Evaluation.face_reader import Face
+from Evaluation.face_reader import Face, add_reader_arguments
 from Models.checkpoint import SHIPPED, find_checkpoint, load_checkpoint
 from Script_tools.files import DataError, file_errors, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
@@ -237,20 +237,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="write the answer as JSON; without PATH, or with -, print it instead of the text",
     )
     parser.add_argument(
-        "--average_flip",
-        action="store_true",
-        help="average a face's embedding and its mirror image's; with thresholds it is done as it was for them",
-    )
-    parser.add_argument(
-        "--face", choices=("middle", "largest"), default="middle",
-        help="which of several faces in a photo: the one nearest its middle (default), or the largest",
-    )  # fmt: skip
-    parser.add_argument(
         "--no_cache",
         action="store_true",
         help="neither keep the embeddings of a folder's faces nor use kept ones",
     )
-    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
+    add_reader_arguments(parser)
     add_config_arguments(parser, ("output_path", "cache_path", "predictor_path"))
     return parser.parse_args(argv)
 

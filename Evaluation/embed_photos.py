@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.find_face import NoAnswer
 from Data_preprocessing.photo_files import is_photo_name, left_out, photos_in
 from Evaluation.face_cache import open_cache
-from Evaluation.face_reader import Face, FaceReader
+from Evaluation.face_reader import Face, FaceReader, add_reader_arguments
 from Models.checkpoint import SHIPPED
 from Script_tools.files import DataError, file_errors, read_names, replacing, user_path, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
@@ -37,13 +37,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("photos", metavar="PHOTOS", help="a folder of photos or of people, or a text file of paths")
     parser.add_argument("--output", metavar="NAME", help="of the .npz and the .csv (default: PHOTOS_faces)")
     parser.add_argument("--checkpoint", metavar="PATH", help="a .pt file (default: the shipped network)")
-    parser.add_argument(
-        "--face", choices=("middle", "largest"), default="middle",
-        help="which of several faces in a photo: the one nearest its middle (default), or the largest",
-    )  # fmt: skip
-    parser.add_argument("--average_flip", action="store_true", help="as in compare.py")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that find faces (default: one per core)")
-    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
+    add_reader_arguments(parser)
     add_config_arguments(parser, ("cache_path", "predictor_path"))
     return parser.parse_args(argv)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from Data_preprocessing.find_face import digest_of
 from Script_tools.files import DataError
 
 READING = 1  # to be raised with every change of how a photo's face is found, cut out and embedded
@@ -79,8 +80,7 @@ def open_cache(cache_path: str | Path) -> FaceCache | None:
 def file_digest(path: str | Path) -> bytes | None:
     """``digest_of`` the file's bytes; None if they cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        return digest_of(Path(path).read_bytes())
     except OSError:
         return None
 

@@ -1,5 +1,6 @@
 """A checkpoint made ready to read photos: whose face is where, its embedding, whether it wears a mask."""
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -56,6 +57,20 @@ class Face(NamedTuple):
             "seems_masked": self.seems_masked,
             "mask_probability": self.masked,
         }
+
+
+def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a script that reads photos: ``--face``, ``--average_flip``, ``--device``."""
+    parser.add_argument(
+        "--average_flip",
+        action="store_true",
+        help="average a face's embedding and its mirror image's; with thresholds it is done as it was for them",
+    )
+    parser.add_argument(
+        "--face", choices=("middle", "largest"), default="middle",
+        help="which of several faces in a photo: the one nearest its middle (default), or the largest",
+    )  # fmt: skip
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
 
 
 class FaceReader:

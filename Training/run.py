@@ -251,7 +251,7 @@ class TrainingRun:
                 shutil.copyfile(last, temporary)
         # by its name, not by what lies there: whatever else is in the folder is somebody's
         surplus = epoch - self.config["keep_last"] * self.config["save_every"]
-        if self.config["keep_last"] and epoch % self.config["save_every"] == 0:
+        if self.config["keep_last"] and surplus > 0 and epoch % self.config["save_every"] == 0:
             (self.checkpoints / f"epoch_{surplus:03d}.pt").unlink(missing_ok=True)
 
     def stopped(self, number: int, device: str | None = None) -> None:

@@ -37,7 +37,7 @@ HELD_OUT = 50  # every fiftieth of the people is kept for measuring
 MEASURED = 1000  # moved faces of theirs
 WIDE = {"mask_kinds": (), "padding": WIDE_PADDING}  # how photos are aligned
 SETTINGS = (  # those of config_mask.py that are read here
-    "raw_data_path cache_path output_path predictor_path precision num_workers seed"
+    "raw_data_path cache_path output_path predictor_path precision num_workers seed test_seed"
 ).split()
 
 
