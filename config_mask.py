@@ -58,6 +58,11 @@ config = {
     "teacher_weight": 1.0,  # of the squared distance to that target in the total loss
     # --- training ---------------------------------------------------------------------------------------------------
     "optimizer": "adagrad",  # adagrad, sgd, rmsprop, adam, adamw
+    "momentum": 0.9,  # of sgd (Nesterov's)
+    "weight_decay": 0.0,  # of weights, not of biases and batch normalisation
+    "clip_gradients": 0.0,  # to this length, of all weights' together; 0: never
+    "accumulate": 1,  # batches whose gradients make one step
+    "ema_decay": 0.0,  # such as 0.999: a moving average of the weights is validated and saved; 0: they themselves
     "learning_rate_schedule": [(0, 0.125), (19, 0.0625), (60, 0.0155), (90, 0.003), (120, 0.0001), (160, 0.00006)],
     # ^ (first epoch, counted from 0; learning rate)
     "rate_decay": "none",  # cosine: the schedule's rate falls to 0 over the run, after a rise over its first 2 %
@@ -78,8 +83,13 @@ config = {
     "precision": "auto",  # auto: half precision on CUDA, float32 on the CPU; float32; bfloat16: where it is fast
     "compile": False,  # torch.compile: half a minute or more at the start for faster steps; needs a C++ compiler
     "activation_checkpointing": False,  # compute each block twice instead of keeping its activations: less memory
-    "num_workers": 6,  # processes that load images, for each training process
+    "num_workers": None,  # processes that load images, for each training process; None: its share of the cores
     "seed": 0,  # of triplets, masks, first weights
+    "deterministic": False,  # on CUDA the same figures with every start, where kernels allow it (a warning says where
+    # ^ not); slower
+    "validate_first": False,  # once before the first epoch as well: what the network is worth that the run begins with
+    "validate_every": 1,  # epochs between two validations; the last epoch always has one
+    "tensorboard": False,  # write the figures for TensorBoard as well (pip install tensorboard)
     "save_every": 1,  # epochs between two epoch_NNN.pt
     "keep_last": 3,  # of them, the newest, beside best.pt and last.pt; 0: all
     "save_every_minutes": 15.0,  # between two writings of last.pt within an epoch; 0: only after epochs
@@ -105,6 +115,7 @@ BEST = {
     "mining": "batch",
     "batch_photos": 2,
     "optimizer": "adamw",
+    "weight_decay": 0.01,
     "learning_rate_schedule": [(0, 0.002)],
     "rate_decay": "cosine",
     "precision": "bfloat16",

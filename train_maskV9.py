@@ -29,10 +29,11 @@ from Training import distributed
 from Training.distributed import is_main, process_group
 from Training.epoch_figures import Tally
 from Training.interruption import Interruption, Position, position_of, saved_position
+from Training.learner import Learner
 from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.optimizer import decayed_rate
 from Training.run import SilentRun, TrainingRun, open_run
-from Training.setup import Learner, RunData, make_data, make_learner, make_objective, mine, set_rate
+from Training.setup import RunData, make_data, make_learner, make_objective, mine, set_rate
 from Training.state import TEACHER_MEAN, begin_best_anew, restore, resumed, training_state
 from Training.step import Objective, batch_loss, find_hard, judge, on_device, pack_hard_triplets, screen
 
@@ -72,7 +73,7 @@ def train(
     if is_main():
         run.log(data.overlaps(config))
     if checkpoint:
-        progress = restore(checkpoint, learner.network, learner.optimizer, learner.scaler)
+        progress = restore(checkpoint, learner)
         position, where = position_of(checkpoint, config, sampler.names)
         run.log(where)
     progress, anew = begin_best_anew(progress, data.chosen_on(config))
@@ -80,12 +81,13 @@ def train(
         run.log(anew)
 
     def save(position: Position | None = None, improved: bool = False) -> None:
-        distributed.average_running_statistics(learner.network)  # the file holds every process's
+        learner.average_running_statistics()  # the file holds every process's
         within = None if position is None else saved_position(position, config)
-        parts = learner.network, learner.optimizer, config, progress, data.people, learner.scaler, within
         mean = {TEACHER_MEAN: objective.teacher.mean.cpu()} if config["teacher_centred"] and objective.teacher else {}
-        run.save(training_state(*parts) | mean, improved)
+        run.save(training_state(learner, config, progress, data.people, within) | mean, improved)
 
+    if config["validate_first"] and not (progress["epoch"] or position.batch):
+        run.record(progress, None, *evaluate(learner.tested, data.test_sets, device))
     stopped = partial(run.stopped, device=args.device)
     interruption = Interruption(save, stopped, config["save_every_minutes"], device, config["packed"])
     with interruption.watching():
@@ -103,12 +105,14 @@ def train(
                 desc=f"epoch {epoch + 1}/{config['epochs']}",
             )
             interruption.before_validation()
-            scores, evaluations = evaluate(learner.network, data.test_sets, device)
-            auc = distributed.from_main(scores[data.selection]["masked"]["auc"])
-            improved = auc > progress["best_auc"]
             progress["epoch"], position = epoch + 1, Position()
+            scores, evaluations, improved = {}, {}, False
+            if progress["epoch"] % config["validate_every"] == 0 or progress["epoch"] == config["epochs"]:
+                scores, evaluations = evaluate(learner.tested, data.test_sets, device)
+                auc = distributed.from_main(scores[data.selection]["masked"]["auc"])
+                improved = auc > progress["best_auc"]
             if improved:
-                progress |= {"best_auc": auc, "best_epoch": epoch + 1}
+                progress |= {"best_auc": auc, "best_epoch": progress["epoch"]}
             run.record(progress, figures, scores, evaluations)
             save(improved=improved)
             interruption.after_epoch()
@@ -119,7 +123,9 @@ def train(
 
 def out_of_patience(config: dict, progress: dict) -> bool:
     """True if the selection AUC has not risen for ``patience`` epochs."""
-    return config["patience"] is not None and progress["epoch"] - progress["best_epoch"] >= config["patience"]
+    validated = progress["epoch"] % config["validate_every"] == 0
+    too_long = config["patience"] is not None and progress["epoch"] - progress["best_epoch"] >= config["patience"]
+    return validated and too_long
 
 
 def train_one_epoch(
@@ -177,11 +183,13 @@ def train_one_epoch(
         batches = pack_hard_triplets(batches, hard_rows, learner.pack_to, waiting)
     for batch in batches:
         train_on_batch(learner, batch, loader.dataset, tally)
-        after_step(where)
+        if not learner.pending:  # a checkpoint holds weights, not gradients that wait for others
+            after_step(where)
         if is_main() and time.perf_counter() - told > TOLD_EVERY:
             bar.set_postfix_str(tally.told())
             told = time.perf_counter()
-    distributed.average_running_statistics(learner.model)
+    learner.step()  # with what the last batches left
+    learner.average_running_statistics()
     return tally.figures(time.perf_counter() - start, distributed.all_sum(tally.totals())) | {
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
         "decayed_rate": decayed_rate(learner.optimizer),
@@ -191,16 +199,13 @@ def train_one_epoch(
 
 def train_on_batch(learner: Learner, batch: dict, dataset, tally: Tally) -> None:
     """A step on the hard triplets of a batch: none without any, unless there is a teacher, who teaches every image."""
-    objective, optimizer, scaler = learner.objective, learner.optimizer, learner.scaler
+    objective = learner.objective
     with frozen_statistics(learner.model) if learner.pack_to else nullcontext():
         judged = judge(learner.model, batch, objective)
     hard = find_hard(judged, batch, dataset)
     loss, attention = batch_loss(judged, hard, objective)
     if hard.total or (objective.teacher and hard.total_images):
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        learner.learn(loss)
     if not learner.pack_to:
         tally.add_triplets(judged, hard, batch.get("targets"))
     tally.add_losses(judged, hard, attention)

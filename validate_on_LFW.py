@@ -1,6 +1,7 @@
 """Score a checkpoint on pairs of faces, masked and unmasked: AUC, accuracy over folds, TAR at FAR, ROC picture.
 
 Without arguments: the newest best.pt, or else the shipped network, on the config's LFW photos and pairs.
+torchrun --nproc_per_node=4 validate_on_LFW.py  shares the faces out over four GPUs.
 """
 
 import argparse
@@ -8,6 +9,8 @@ import json
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -17,8 +20,9 @@ from Evaluation.report_page import write_page
 from Evaluation.scores import AS_IS, PROTOCOLS, evaluate_lfw, format_table, pair_distances, score_pairs
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
 from Script_tools.files import DataError, file_errors, user_path, write_whole
-from Script_tools.script import ScriptParser, choose_device, run_script
+from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
+from Training.distributed import gather_rows, is_main, main_first, process_group, rank, world_size
 
 __all__ = ["evaluate_lfw", "main"]  # the function is known by this script's name
 SETTINGS = (  # those of config_mask.py that are read here
@@ -69,8 +73,14 @@ def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tu
     return chosen["LFW_data_path"], chosen["LFW_pairs"]
 
 
-def main(argv=None) -> dict:
+def main(argv=None) -> dict | None:
     args = parse_args(argv)
+    with process_group(args.device) as device:
+        return validate(args, device)
+
+
+def validate(args: argparse.Namespace, device: torch.device) -> dict | None:
+    """Score the checkpoint, print and write what is asked for; the report, in the first of several processes."""
     config = config_from_args(args)
     if args.picture:
         check_picture(args.picture)
@@ -80,7 +90,6 @@ def main(argv=None) -> dict:
     checkpoint = load_checkpoint(path)
     require(checkpoint, path, "progress", "train_people")
     trained_with = {**config, **checkpoint["config"]}
-    device = choose_device(args.device)
     model = network_from_checkpoint(checkpoint, path).to(device)
     data_path, pairs_path = test_paths(args, config, trained_with)
     print(
@@ -94,10 +103,13 @@ def main(argv=None) -> dict:
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     if args.as_is:
         settings["test_masks"] = "as_is"
-    test_set = LFWestMask_dataloader(settings, checkpoint["train_people"])
+    with main_first():
+        test_set = LFWestMask_dataloader(settings, checkpoint["train_people"], rank(), world_size())
     aligned = time.perf_counter()
     protocols = AS_IS if args.as_is else PROTOCOLS
-    distances = pair_distances(model, test_set, device, args.average_flip, protocols)
+    distances = pair_distances(model, test_set, device, args.average_flip, protocols, gather_rows)
+    if not is_main():
+        return None
     summaries, evaluations = score_pairs(test_set.pairs, distances)
     print(format_table(summaries))
     print(f"aligning or reading the cache took {aligned - start:.1f} s, scoring {time.perf_counter() - aligned:.1f} s")

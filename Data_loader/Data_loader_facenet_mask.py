@@ -163,7 +163,8 @@ def face_loader(config: dict, folder: str | Path, faces: Sequence[str], rank: in
 
 
 def num_processes(config: dict) -> int:
-    """The config's num_workers, but no more than there are processors for each of this machine's training processes:
-    more would only wait for each other."""
+    """The config's num_workers, but no more than there are processors for each of this machine's training processes,
+    which is what None stands for: more would only wait for each other."""
     training_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
-    return max(0, min(config["num_workers"], usable_processors() // training_processes))
+    most, wanted = usable_processors() // training_processes, config["num_workers"]
+    return most if wanted is None else min(wanted, most)

@@ -41,6 +41,7 @@ RECORD = np.dtype(
 )
 CHUNK = 16  # faces that a worker takes at once: about a seventh of a second of work
 MARK_LENGTH = 16  # bytes
+BATCH = 128  # faces that a network takes at once, where it does not compute in the workers
 BLOCK = 65536  # records that are gathered at once
 
 Compute = Callable[[np.ndarray], np.ndarray]
@@ -67,6 +68,7 @@ def face_descriptors(
     compute: Compute | None = None,
     network: str = "dlib",
     padding: float = PADDING,
+    device: torch.device | None = None,
 ) -> np.ndarray:
     """A network's descriptors of faces, from the cache; those that it lacks are computed first and added.
 
@@ -81,6 +83,7 @@ def face_descriptors(
         compute: (s, s, 3) uint8 RGB face, of ``chip_side`` px -> (128,) of any length, in place of the network; must be
             picklable, for several workers a function of a module.
         network: 'dlib' or 'sface'.
+        device: where the network computes, in batches, what the workers read; None: the workers compute as well.
 
     Returns:
         (N, 128) float32, rows of unit length, in the order of ``faces``.
@@ -102,7 +105,7 @@ def face_descriptors(
         def fill() -> list[str]:
             with locked(cache_path.with_suffix(".lock")):
                 check_space(needed, cache_path.parent)
-                return add_missing(faces, keys, stats, folder, cache_path, workers, compute, network, padding)
+                return add_missing(faces, keys, stats, folder, cache_path, workers, compute, network, padding, device)
 
         with file_errors(cache_path, lambda: needed):
             problems = when_free(fill, f"{NAMES[network]}'s descriptors")
@@ -187,6 +190,7 @@ def add_missing(
     compute: Compute | None,
     network: str,
     padding: float,
+    device: torch.device | None = None,
 ) -> list[str]:
     """Compute the faces that the cache lacks and append them to it. Returns a text for each face that is broken."""
     if not cache_path.exists():
@@ -197,20 +201,23 @@ def add_missing(
     todo = np.flatnonzero(~current)
     todo = todo[np.sort(np.unique(keys[todo], return_index=True)[1])]
     if compute is None:
-        own_network(network, padding)  # what is missing is told before any process is started
-        compute = partial(descriptor, network=network, padding=padding)
+        own = own_network(network, padding)  # what is missing is told before any process is started
+        compute = partial(descriptor, network=network, padding=padding) if device is None else None
     tasks = ((faces[row], np.array(records[rows[row], None]) if touched[row] else None) for row in todo)
-    num_workers = min(workers or usable_processors(), -(-len(todo) // CHUNK))
+    chunk = CHUNK if compute else BATCH
+    num_workers = min(workers or usable_processors(), -(-len(todo) // chunk))
     os.truncate(cache_path, MARK_LENGTH + len(records) * RECORD.itemsize)
     work, problems = partial(describe_chunk, folder=folder, compute=compute, side=chip_side(padding)), []
     with (
         tqdm(
             total=len(faces), initial=len(faces) - len(todo), desc=f"{NAMES[network]}'s descriptors", unit="face"
         ) as bar,
-        closing(map_chunks(work, tasks, CHUNK, num_workers, f"computed {NAMES[network]}'s descriptors")) as chunks,
+        closing(map_chunks(work, tasks, chunk, num_workers, f"computed {NAMES[network]}'s descriptors")) as chunks,
         open(cache_path, "ab") as file,
     ):
-        for made, broken in chunks:
+        for made, chips, broken in chunks:
+            if chips:
+                made["descriptor"][list(chips)] = descriptors_of(np.stack(list(chips.values())), own, device)
             file.write(made.tobytes())
             file.flush()
             problems += broken
@@ -218,15 +225,23 @@ def add_missing(
     return problems
 
 
-def describe_chunk(chunk: list[Task], folder: Path, compute: Compute, side: int) -> tuple[np.ndarray, list[str]]:
-    """(R,) RECORD of the chunk's faces, and a text for each of the others, which are missing or broken."""
+def describe_chunk(
+    chunk: list[Task], folder: Path, compute: Compute | None, side: int
+) -> tuple[np.ndarray, dict[int, np.ndarray], list[str]]:
+    """(R,) RECORD of the chunk's faces; without ``compute`` {row: (side, side, 3) uint8} of those that lack their
+    descriptor; and a text for each of the faces that are missing or broken."""
     results = [describe(face, known, folder, compute, side) for face, known in chunk]
     made = [result for result in results if not isinstance(result, str)]
-    return np.concatenate([np.empty(0, RECORD), *made]), [result for result in results if isinstance(result, str)]
+    chips = {row: chip for row, (_, chip) in enumerate(made) if chip is not None}
+    records = np.concatenate([np.empty(0, RECORD), *(record for record, _ in made)])
+    return records, chips, [result for result in results if isinstance(result, str)]
 
 
-def describe(face: str, known: np.ndarray | None, folder: Path, compute: Compute, side: int) -> np.ndarray | str:
-    """The (1,) RECORD of a face, or what is wrong with its file; ``known`` is kept if the bytes are the same."""
+def describe(
+    face: str, known: np.ndarray | None, folder: Path, compute: Compute | None, side: int
+) -> tuple[np.ndarray, np.ndarray | None] | str:
+    """The (1,) RECORD of a face, with the pixels that ``compute`` would need where there is none; or what is wrong with
+    the face's file. ``known`` is kept if the bytes are the same."""
     path = folder / face
     record = np.zeros(1, RECORD) if known is None else known
     try:
@@ -238,11 +253,11 @@ def describe(face: str, known: np.ndarray | None, folder: Path, compute: Compute
         return f"{path} ({error.strerror or error})"
     except DataError as error:
         return str(error)
-    if chip is not None:
-        record["descriptor"] = unit_row(compute(chip))
+    if chip is not None and compute:
+        record["descriptor"], chip = unit_row(compute(chip)), None
     record["key"], record["crc32"] = face_keys([face]), crc32
     record["bytes"], record["mtime_ns"] = len(data), stat.st_mtime_ns
-    return record
+    return record, chip
 
 
 def chip_side(padding: float) -> int:
@@ -280,3 +295,11 @@ def own_network(network: str, padding: float) -> FaceTrunks:
 def descriptor(face: np.ndarray, network: str = "dlib", padding: float = PADDING) -> np.ndarray:
     """(128,) float32 unit descriptor of a (s, s, 3) uint8 RGB face."""
     return own_network(network, padding)(torch.from_numpy(face.transpose(2, 0, 1)[None].copy()))[0][0].numpy()
+
+
+@torch.inference_mode()
+def descriptors_of(faces: np.ndarray, network: FaceTrunks, device: torch.device) -> np.ndarray:
+    """(N, 128) float32 unit descriptors of (N, s, s, 3) uint8 RGB faces, computed on ``device`` in float32."""
+    images = torch.from_numpy(faces).to(device).permute(0, 3, 1, 2).contiguous()
+    with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 keeps three digits
+        return network.to(device)(images)[0].cpu().numpy()

@@ -227,7 +227,7 @@ class FaceLoader(DataLoader):
             num_workers=num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_initialized(),  # not where there is a card that --device cpu does not use
             prefetch_factor=PREFETCH if num_workers else None,
             generator=torch.Generator(),  # a loader draws a number when it starts: not from the global generator
             **options,

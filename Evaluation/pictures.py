@@ -290,19 +290,22 @@ def plot_distances(
 def plot_learning_curves(rows: Sequence[dict[str, str]], path: str | Path) -> None:
     """Write a PNG of the rows of metrics.csv, epoch by epoch: losses, hard triplets, distances, AUC, learning rate.
 
-    An empty or missing value leaves a gap. AUC of further test sets is dashed.
+    Lines join the values that are there: not every epoch is validated. AUC of further test sets is dashed.
     """
-    epochs = [int(row["epoch"]) for row in rows]
+    epochs = np.array([int(row["epoch"]) for row in rows])
+    keys = dict.fromkeys(key for row in rows for key in row)
     with saved_figure(path, 13, 7) as figure:
         for axes, (panel, (columns, logarithmic)) in zip(figure.subplots(2, 3).ravel(), CURVES.items(), strict=True):
             colours = {name: f"C{number}" for number, name in enumerate(columns.values())}
-            further = {key: key.removesuffix("_auc") for key in rows[-1] if key.endswith("_auc") and key not in columns}
+            further = {key: key.removesuffix("_auc") for key in keys if key.endswith("_auc") and key not in columns}
             for column, name in {**columns, **(further if panel == "AUC" else {})}.items():
                 values = np.array([float(row.get(column) or "nan") for row in rows])
-                if np.isfinite(values).any():
+                there = np.isfinite(values)
+                if there.any():
                     style = "-" if column in columns else "--"
+                    marker = "." if there.sum() < 40 else ""
                     colour = colours.get(name.rpartition("_")[2])  # a protocol has one, whatever the test set
-                    axes.plot(epochs, values, style, color=colour, marker="." if len(rows) < 40 else "", label=name)
+                    axes.plot(epochs[there], values[there], style, color=colour, marker=marker, label=name)
             if logarithmic and not any((line.get_ydata() <= 0).any() for line in axes.lines):  # a cosine may end at 0
                 axes.set_yscale("log")
             axes.set(title=panel, xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))

@@ -84,7 +84,8 @@ def batch_triplets(embeddings: torch.Tensor, classes: torch.Tensor, margin: floa
 
     Args:
         embeddings: (N, D) of any floating dtype, already multiplied by the embedding scale; no gradient is taken.
-        classes: (N,) int64 on the same device, the person of each face.
+        classes: (N,) int64 on the CPU, the person of each face: which faces make pairs is found there, so that the
+            host waits for nothing.
         margin: in units of the embeddings; ``"hardest"`` does not need it.
         strategy: one of STRATEGIES.
 
@@ -101,13 +102,15 @@ def batch_triplets(embeddings: torch.Tensor, classes: torch.Tensor, margin: floa
         shapes = f"{tuple(embeddings.shape)} and {tuple(classes.shape)}"
         raise ValueError(f"triplets need (N, D) embeddings and (N,) classes, not {shapes}")
     same = classes[:, None] == classes
-    pairs = same & ~torch.eye(len(classes), dtype=torch.bool, device=classes.device)
+    pairs = same & ~torch.eye(len(classes), dtype=torch.bool)
     if same.all() or not pairs.any():
         return torch.empty(0, 3, dtype=torch.int64, device=embeddings.device)
+    chosen = pairs.any(dim=1).nonzero() if strategy == "hardest" else pairs.nonzero()
+    same, pairs, chosen = (part.to(embeddings.device, non_blocking=True) for part in (same, pairs, chosen))
     distances = _all_distances(embeddings)
     if strategy == "hardest":
-        return _hardest(distances, same, pairs)
-    return _semihard(distances, same, pairs, margin)
+        return _hardest(distances, same, pairs, chosen[:, 0])
+    return _semihard(distances, same, margin, *chosen.unbind(dim=1))
 
 
 def _all_distances(embeddings: torch.Tensor) -> torch.Tensor:
@@ -123,18 +126,18 @@ def _all_distances(embeddings: torch.Tensor) -> torch.Tensor:
     return distances.nan_to_num(nan=most, posinf=most)  # infinity is left to mark what is no candidate
 
 
-def _hardest(distances: torch.Tensor, same: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    anchor = pairs.any(dim=1).nonzero()[:, 0]
+def _hardest(distances: torch.Tensor, same: torch.Tensor, pairs: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
     positive = distances.masked_fill(~pairs, -torch.inf).argmax(dim=1)
     negative = distances.masked_fill(same, torch.inf).argmin(dim=1)
     return torch.stack((anchor, positive[anchor], negative[anchor]), dim=1)
 
 
-def _semihard(distances: torch.Tensor, same: torch.Tensor, pairs: torch.Tensor, margin: float) -> torch.Tensor:
+def _semihard(
+    distances: torch.Tensor, same: torch.Tensor, margin: float, anchor: torch.Tensor, positive: torch.Tensor
+) -> torch.Tensor:
     ascending, order = distances.masked_fill(same, torch.inf).sort(dim=1, stable=True)
     farthest = (~same).sum(dim=1, keepdim=True) - 1
     farther = torch.searchsorted(ascending, distances, right=True)  # the first with d > d(a, p)
     semihard = ascending.gather(1, farther) - distances < margin
     negative = order.gather(1, torch.where(semihard, farther, farthest))
-    anchor, positive = pairs.nonzero().unbind(dim=1)
     return torch.stack((anchor, positive, negative[anchor, positive]), dim=1)

@@ -18,7 +18,7 @@ TEACHER_DIMS = {"dlib": 128, "sface": 128, "both": 256}  # numbers of a teacher'
 # what the checkpoints of before these keys were made with
 BEFORE = {
     "teacher": "none", "trunk": "resnet", "padding": 0.25, "detector": "dlib", "dlib_weight": 0.75,
-    "train_straightener": False, "keep_last": 0,
+    "train_straightener": False, "keep_last": 0, "momentum": 0.9, "weight_decay": 0.0, "ema_decay": 0.0,
 }  # fmt: skip
 STRAIGHTENER = "straightener."  # what its weights are called in a network's; in a checkpoint they stand apart
 SHIPPED = Path(__file__).with_name("pretrained") / "v9_best.pt"  # the network that comes with this repository

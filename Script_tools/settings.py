@@ -41,11 +41,11 @@ CHOICES = {
 }
 POSITIVE = frozenset({
     "image_size", "embedding_dim", "embedding_scale", "margin", "epochs", "train_batch_size", "test_batch_size",
-    "num_train_triplets", "save_every", "patience", "mined_faces", "images",
+    "num_train_triplets", "save_every", "patience", "mined_faces", "images", "accumulate", "validate_every",
 })  # fmt: skip
 NOT_NEGATIVE = (
     "attention_weight", "triplet_weight", "teacher_weight", "num_workers", "seed", "jitter", "photo_jitter",
-    "mix", "save_every_minutes", "keep_last", "padding", "test_seed",
+    "mix", "save_every_minutes", "keep_last", "padding", "test_seed", "weight_decay", "clip_gradients",
 )  # fmt: skip
 FEW = 14  # so many settings of a script are told one by one in its --help
 LENGTH = ("images", "epochs", "num_train_triplets")  # of a run
@@ -192,7 +192,7 @@ def check_config(final: dict) -> None:
         if final[key] is not None and not final[key] > 0:
             raise DataError(f"{key} = {final[key]!r}: must be greater than 0")
     for key in NOT_NEGATIVE:
-        if final[key] < 0:
+        if final[key] is not None and final[key] < 0:
             raise DataError(f"{key} = {final[key]!r}: must be 0 or greater")
     if not 0 < final["dlib_weight"] < 1:
         raise DataError(f"dlib_weight = {final['dlib_weight']!r}: must be between 0 and 1")
@@ -213,6 +213,9 @@ def check_config(final: dict) -> None:
         raise DataError(
             "mix makes faces of nobody: it needs masks = new, a teacher with a teacher_weight, triplet_weight = 0"
         )
+    for key in ("momentum", "ema_decay"):
+        if not 0 <= final[key] < 1:
+            raise DataError(f"{key} = {final[key]!r}: must be from 0 to below 1")
     if final["batch_photos"] < 2:
         raise DataError(f"batch_photos = {final['batch_photos']!r}: a triplet needs two photos of a person")
     if not final["mask_kinds"] or not set(MASK_KINDS).issuperset(final["mask_kinds"]):

@@ -59,13 +59,14 @@ def process_group(device_name: str | None) -> Iterator[torch.device]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+    backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backends, timeout=TIMEOUT, device_id=device if cuda else None)
     with contextlib.ExitStack() as stack:
         if not is_main():
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
         yield device
-    dist.barrier()
+    meet()
     dist.destroy_process_group()
 
 
@@ -86,11 +87,17 @@ def own_device(device_name: str | None, local_rank: int) -> str:
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
     """Process 0 runs the block while the others wait, then they do: it fills the caches, they read them."""
-    if world_size() > 1 and not is_main():
-        dist.barrier()
+    if not is_main():
+        meet()
     yield
-    if world_size() > 1 and is_main():
-        dist.barrier()
+    if is_main():
+        meet()
+
+
+def meet() -> None:
+    """Wait until all processes are here; asleep, by gloo: NCCL would keep a core of each busy, of those that process 0
+    aligns photos on."""
+    all_sum(torch.zeros(()))
 
 
 def parallel(network: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """The optimizers of the config by name, and the learning rate in use."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -9,17 +9,27 @@ import torch
 WARMUP = 0.02  # of a run with a cosine: Adam's first steps rest on few gradients
 
 
-def make_optimizer(name: str, parameters) -> torch.optim.Optimizer:
-    """The optimizer of the config by name; its rate is set from the schedule before the first step."""
+def make_optimizer(
+    name: str, parameters: Iterable[torch.Tensor], momentum: float = 0.9, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """The optimizer of the config by name; its rate is set from the schedule before the first step.
+
+    ``momentum`` is sgd's. ``weight_decay`` draws the weights towards 0 (adamw apart from the gradient, Loshchilov and
+    Hutter 2019, the others as a part of it), but not biases and batch normalisation, which have one dimension.
+    """
     parameters = [weight for weight in parameters if weight.requires_grad]
     makers = {
         "adagrad": partial(torch.optim.Adagrad, lr=0.1, lr_decay=1e-4),
-        "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+        "sgd": partial(torch.optim.SGD, lr=0.1, momentum=momentum, nesterov=momentum > 0),
         "rmsprop": partial(torch.optim.RMSprop, lr=0.1),
         "adam": partial(torch.optim.Adam, lr=0.1),
-        "adamw": partial(torch.optim.AdamW, lr=0.1),
+        "adamw": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.0),
     }
-    return makers[name](parameters, **fused_option(makers[name], parameters[0].device))
+    options = fused_option(makers[name], parameters[0].device)
+    if not weight_decay:
+        return makers[name](parameters, **options)
+    decayed, others = ([weight for weight in parameters if (weight.ndim > 1) == many] for many in (True, False))
+    return makers[name]([{"params": decayed, "weight_decay": weight_decay}, {"params": others}], **options)
 
 
 def fused_option(maker: Callable[..., torch.optim.Optimizer], device: torch.device) -> dict:

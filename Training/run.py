@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -90,12 +90,14 @@ class TrainingRun:
         self.checkpoints = output / "Model_training_checkpoints" / name
         self.pictures = output / "ROC_images" / name
         self.rows = list(checkpoint["metrics"]) if checkpoint else []
+        self.scores = {}
         if goes_on:
             self._compare_with_last(checkpoint)
         elif self._has_results():
             raise DataError(f"There is a run {name} under {output} already: choose another --run_name, or --resume it.")
         for folder in (self.logs, self.checkpoints, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
+        self.writer = tensorboard_writer(self.logs, self.rows) if config["tensorboard"] else None
         write_whole(self.logs / "config.json", json.dumps(plain_config(config), indent=2) + "\n")
         if self.rows:
             self._write_metrics()  # a row written after the checkpoint belongs to an epoch that will be done again
@@ -103,9 +105,10 @@ class TrainingRun:
             (self.logs / "metrics.csv").unlink(missing_ok=True)
 
     def _has_results(self) -> bool:
-        """False also for a run that was ended before its first checkpoint: it had added one row of metrics at most."""
+        """False also for a run that was ended before its first checkpoint: it had added one epoch's row at most."""
         metrics = self.logs / "metrics.csv"
-        rows = len(metrics.read_text(encoding="utf-8").splitlines()) - 1 if metrics.exists() else 0
+        lines = metrics.read_text(encoding="utf-8").splitlines()[1:] if metrics.exists() else []
+        rows = sum(not line.startswith("0,") for line in lines)  # epoch 0: validated before the first
         return rows > len(self.rows) + 1 or any(self.checkpoints.glob("*.pt"))
 
     def _compare_with_last(self, checkpoint: dict) -> None:
@@ -179,9 +182,13 @@ class TrainingRun:
         with file_errors(path):
             write_whole(path, json.dumps({"starts": [*starts, start]}, indent=2) + "\n")
 
-    def record(self, progress: dict, figures: dict, scores: dict, evaluations: dict) -> None:
-        """Write the epoch's row of metrics.csv, its line in the log, its ROC pictures and the run's learning curves."""
-        row = {"epoch": progress["epoch"], **figures}
+    def record(self, progress: dict, figures: dict | None, scores: dict, evaluations: dict) -> None:
+        """Write the epoch's row of metrics.csv, its line in the log, its ROC pictures and the run's learning curves.
+
+        ``figures``: of the training; None before the first epoch. ``scores``, ``evaluations``: empty where an epoch was
+        not validated.
+        """
+        row = {"epoch": progress["epoch"], **(figures or {})}
         for test_set, protocols in scores.items():
             prefix = "" if test_set == "lfw" else f"{test_set}_"
             for protocol, summary in protocols.items():
@@ -190,16 +197,32 @@ class TrainingRun:
                     row[f"{prefix}{protocol}_{column}"] = value
         self.rows.append({column: _cell(row.get(column)) for column in _columns(scores)})
         self._write_metrics()
+        self._write_scalars()
         self.log(self._line(progress, figures, scores))
-        if figures["collapsed"]:
+        if figures and figures["collapsed"]:
             self.log(COLLAPSE_ADVICE)
         for test_set, protocols in evaluations.items():
             picture = self.pictures / f"{test_set}_epoch_{progress['epoch']:03d}.png"
             plot_roc(protocols, picture, title=f"{self.name}, epoch {progress['epoch']}, {self._called(test_set)}")
         plot_learning_curves(self.rows, self.pictures / "learning_curves.png")
-        self.scores = scores
+        self.scores = scores or self.scores
 
-    def _line(self, progress: dict, figures: dict, scores: dict) -> str:
+    def _line(self, progress: dict, figures: dict | None, scores: dict) -> str:
+        parts = [f"epoch {progress['epoch']}/{self.config['epochs']}"]
+        if figures:
+            parts.append(self._training(figures))
+        parts += [
+            f"{self._called(name)} AUC "
+            + " ".join(f"{protocol} {summary['auc']:.4f}" for protocol, summary in protocols.items())
+            for name, protocols in scores.items()
+        ]
+        if figures:
+            speed = f"{figures['images_per_second']:.0f} images/s  {figures['peak_memory_mb']:.0f} MB"
+            parts.append(f"{speed}  {figures['seconds']:.0f} s")
+        return "  ".join(parts)
+
+    def _training(self, figures: dict) -> str:
+        """What of the log's line is of the training."""
         attention = ""
         if figures["attention_iou"] is not None:
             attention = (
@@ -207,22 +230,17 @@ class TrainingRun:
                 f"(IoU {figures['attention_iou']:.3f}, constant map {figures['attention_iou_constant']:.3f})"
             )
         teacher = "" if figures["teacher_loss"] is None else f"  teacher {figures['teacher_loss']:.3f}"
-        aucs = "  ".join(
-            f"{self._called(name)} AUC "
-            + " ".join(f"{protocol} {summary['auc']:.4f}" for protocol, summary in protocols.items())
-            for name, protocols in scores.items()
-        )
         packed = ""
         if figures["screened_triplets"]:
             packed = f"  screened {figures['screened_triplets']}, trained {figures['trained_triplets']}"
-        return (
-            f"epoch {progress['epoch']}/{self.config['epochs']}  lr {figures['learning_rate']:g}  "
-            f"triplet loss {_short(figures['triplet_loss'])}{attention}{teacher}  "
-            f"hard {figures['hard_triplets']} ({figures['hard_share']:.1%}){packed}  "
-            f"d(a,p) {figures['positive_distance']:.2f}  d(a,n) {figures['negative_distance']:.2f}  {aucs}  "
-            f"{figures['images_per_second']:.0f} images/s  {figures['peak_memory_mb']:.0f} MB  "
-            f"{figures['seconds']:.0f} s"
-        )
+        triplets = ""
+        if figures["hard_share"] is not None:  # None: no triplets are looked for
+            triplets = (
+                f"  hard {figures['hard_triplets']} ({figures['hard_share']:.1%}){packed}  "
+                f"d(a,p) {figures['positive_distance']:.2f}  d(a,n) {figures['negative_distance']:.2f}"
+            )
+        loss = f"  triplet loss {_short(figures['triplet_loss'])}"
+        return f"lr {figures['learning_rate']:g}{loss}{attention}{teacher}{triplets}"
 
     def _write_metrics(self) -> None:
         text = io.StringIO()
@@ -234,6 +252,16 @@ class TrainingRun:
         path = self.logs / "metrics.csv"
         with file_errors(path):
             write_whole(path, text.getvalue())
+
+    def _write_scalars(self) -> None:
+        """The last row of metrics.csv for TensorBoard."""
+        if self.writer is None:
+            return
+        row = self.rows[-1]
+        for column, text in row.items():
+            with suppress(ValueError):  # empty, or no number
+                self.writer.add_scalar(f"{group_of(column)}/{column}", float(text), int(row["epoch"]))
+        self.writer.flush()
 
     def save(self, state: dict, improved: bool = False) -> None:
         """Write last.pt, and after an epoch epoch_NNN.pt and best.pt where they are due; each whole or not at all."""
@@ -276,7 +304,7 @@ class TrainingRun:
                 lines.append(
                     "It was chosen on these same masked pairs, so its figures are optimistic (see select_pairs)."
                 )
-        if hasattr(self, "scores"):
+        if self.scores:
             lines += ["Last epoch:", format_table(self.scores["lfw"])]
         lines += [
             f"checkpoints   {self.checkpoints}",
@@ -296,6 +324,23 @@ DEMO_MEANING = (
     "1.0 is perfect. The test people were not trained on. They are drawn, as all faces of the demo are: these figures "
     "show that every step works on this machine, and say nothing about real faces."
 )
+
+
+def tensorboard_writer(logs: Path, rows: list[dict[str, str]]):
+    """A writer of TensorBoard's files into ``logs``/tensorboard, which forgets what came after the last of the rows.
+
+    Raises DataError if TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise DataError("tensorboard = True: TensorBoard is not installed: pip install tensorboard") from error
+    return SummaryWriter(logs / "tensorboard", purge_step=int(rows[-1]["epoch"]) + 1 if rows else None)
+
+
+def group_of(column: str) -> str:
+    """'train' or 'test': what a column of metrics.csv tells of."""
+    return "train" if column in (*TRAIN_COLUMNS, *FURTHER_COLUMNS, *LAST_COLUMNS) else "test"
 
 
 def _columns(scores: dict) -> list[str]:

@@ -1,6 +1,6 @@
 """What a run is made of: its data, network and losses, an epoch's mined triplets, the learning rate of each batch."""
 
-from dataclasses import dataclass, field
+import os
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -25,12 +25,13 @@ from Evaluation.scores import check_enough
 from Models.checkpoint import build_network, init_from, keep_straightener, load_checkpoint
 from Models.face_trunks import TRUNKS, FaceTrunks, weights_of
 from Script_tools.files import DataError
-from Training.distributed import gather_rows, parallel, rank, world_size
+from Training.distributed import gather_rows, rank, world_size
 from Training.doubles import look_alikes, told
+from Training.learner import Learner
 from Training.memory import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
 from Training.state import IDENTITY_FILE, TEACHER_MEAN, names_that_tell_nothing, people_seen
-from Training.step import Objective, half_precision, make_scaler
+from Training.step import Objective, half_precision
 from Training.teacher_targets import Teacher
 
 
@@ -86,30 +87,6 @@ def people_of(test_set: TestSet) -> set[str]:
     return {name for pair in test_set.pairs.people for name in pair}
 
 
-@dataclass
-class Learner:
-    """What learns, and all that a step needs besides a batch.
-
-    network: the bare one, on ``device``. mean_target: (1, 1, H, W) mean of the attention targets, 0..1, the map to
-    beat. pack_to: look at all triplets without gradient first (batch normalisation with the batch's statistics, as in a
-    step), and make steps on so many of those found hard, which are judged anew by then, without effect on the running
-    statistics: those are of all triplets, as the faces of a test are; None: a step on each batch.
-    """
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    device: torch.device
-    mean_target: torch.Tensor | None = None
-    pack_to: int | None = None
-    model: nn.Module = field(init=False)  # averages gradients over the processes, where there are several
-    scaler: torch.amp.GradScaler = field(init=False)  # of the gradients, where float16 is used
-
-    def __post_init__(self) -> None:
-        self.model = parallel(self.network)
-        self.scaler = make_scaler(self.device, self.objective.precision)
-
-
 def make_data(config: dict, checkpoint: dict | None) -> RunData:
     """Loader and test sets, each process gets its part of both. Raises DataError where there are no test pairs."""
     part = {"rank": rank(), "world_size": world_size()}
@@ -148,11 +125,15 @@ def make_learner(
     network = prepare_network(config, device, checkpoint)
     return Learner(
         network,
-        make_optimizer(config["optimizer"], network.parameters()),
+        make_optimizer(config["optimizer"], network.parameters(), config["momentum"], config["weight_decay"]),
         objective,
         device,
         mean_target=train_loader.dataset.mean_target() if config["attention"] == "supervised" else None,
         pack_to=config["train_batch_size"] if config["packed"] else None,
+        accumulate=config["accumulate"],
+        clip=config["clip_gradients"],
+        ema_decay=config["ema_decay"],
+        compile=config["compile"],
     )
 
 
@@ -176,9 +157,10 @@ def prepare_network(config: dict, device: torch.device, checkpoint: dict | None 
     network.activation_checkpointing = config["activation_checkpointing"]
     if half_precision(device, config["precision"]):
         network = network.to(memory_format=torch.channels_last)  # the order in which tensor cores want convolutions
-    torch.backends.cudnn.benchmark = True
-    if config["compile"]:
-        network.compile()
+    torch.backends.cudnn.benchmark = not config["deterministic"]
+    if config["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS takes what memory is free at the time
+    torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
     return network
 
 
@@ -209,7 +191,7 @@ def make_objective(
         half, before = half_precision(device, config["precision"]), checkpoint
         if before is None and config["init_from"]:
             before = load_checkpoint(config["init_from"])
-        mean, descriptors = (before or {}).get(TEACHER_MEAN), teacher_descriptors(config, faces)
+        mean, descriptors = (before or {}).get(TEACHER_MEAN), teacher_descriptors(config, faces, device)
         if mean is not None and mean.shape != descriptors.shape[1:]:
             mean = None  # of another teacher
         teacher = Teacher(descriptors, config["teacher_centred"], network, half, mean)
@@ -217,14 +199,14 @@ def make_objective(
     return objective
 
 
-def teacher_descriptors(config: dict, faces: list[str]) -> torch.Tensor:
+def teacher_descriptors(config: dict, faces: list[str], device: torch.device) -> torch.Tensor:
     """(N, 128 or 256) float32 unit rows: the teacher's descriptors of the unmasked faces; of several networks side by
-    side, weighted as their distances are."""
-    rows = []
+    side, weighted as their distances are. Those that are not cached yet are computed on ``device`` if it is a GPU."""
+    rows, where = [], device if device.type == "cuda" else None
     for name, weight in weights_of(config["teacher"], config["dlib_weight"]).items():
-        how = name, config["padding"]
-        cache_path = cache_path_of(config["train_data_index"], *how)
-        found = face_descriptors(faces, config["notmask_data_path"], cache_path, network=how[0], padding=how[1])
+        how = {"network": name, "padding": config["padding"]}
+        cache_path = cache_path_of(config["train_data_index"], **how)
+        found = face_descriptors(faces, config["notmask_data_path"], cache_path, device=where, **how)
         rows.append(torch.from_numpy(found).mul_(weight**0.5))
     return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
 

@@ -21,11 +21,12 @@ from Models.checkpoint import (
 )
 from Script_tools.files import DataError
 from Script_tools.settings import config_from_args
+from Training.learner import Learner
 
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
 FIXED_KEYS = (
     "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "dlib_weight", "optimizer",
-    "teacher", "train_straightener",
+    "teacher", "train_straightener", "momentum", "weight_decay", "ema_decay",
 )  # fmt: skip
 TEACHER_MEAN = (
     "teacher_mean"  # key of a checkpoint: (D,) float32, from which a centred teacher's targets are directions
@@ -127,21 +128,17 @@ def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict
 
 
 def training_state(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: dict,
-    progress: dict,
-    train_people: list[str],
-    scaler: torch.amp.GradScaler | None = None,
-    position: dict | None = None,
+    learner: Learner, config: dict, progress: dict, train_people: list[str], position: dict | None = None
 ) -> dict:
-    """Everything a run needs to go on, in tensors and plain types.
+    """Everything a run needs to go on, in tensors and plain types. "model" are the weights that are tested; where those
+    are a moving average, "learning" are the ones that learn.
 
     ``position``: where it is within an epoch (saved_position of Training/interruption.py); None: after one.
 
     Raises DataError if weights are not finite: the checkpoint of before is worth more.
     """
-    weights = model.state_dict()
+    weights = learner.tested.state_dict()
+    learning = {} if learner.average is None else {"learning": learner.network.state_dict()}
     broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise DataError(
@@ -154,8 +151,9 @@ def training_state(
     return {
         "model": weights,
         **({"straightener": straightener} if straightener else {}),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler else {},
+        **learning,
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
         "config": plain_config(config),
         "progress": dict(progress),
         "position": position,
@@ -165,22 +163,19 @@ def training_state(
     }
 
 
-def restore(
-    checkpoint: dict,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None = None,
-) -> dict:
+def restore(checkpoint: dict, learner: Learner) -> dict:
     """Put network, optimizer, gradient scaler and random states back as saved; returns the progress.
 
     Raises DataError where the checkpoint, which must have the parts RESUMED, does not fit.
     """
     with as_written("the checkpoint"):
-        load_weights(model, checkpoint["model"], "the checkpoint")
-        keep_straightener(model, checkpoint, "the checkpoint")
-        restore_optimizer(checkpoint["optimizer"], optimizer)
-        if scaler and scaler.is_enabled() and checkpoint.get("scaler"):
-            scaler.load_state_dict(checkpoint["scaler"])
+        load_weights(learner.tested, checkpoint["model"], "the checkpoint")
+        keep_straightener(learner.tested, checkpoint, "the checkpoint")
+        if learner.average is not None:
+            learner.network.load_state_dict(checkpoint["learning"])
+        restore_optimizer(checkpoint["optimizer"], learner.optimizer)
+        if learner.scaler.is_enabled() and checkpoint.get("scaler"):
+            learner.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["random_state"])
         if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])

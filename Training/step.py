@@ -89,13 +89,16 @@ def judge(model: nn.Module, batch: dict, objective: Objective) -> Judged:
     embeddings, logits = (
         forward(model, images, objective.precision) if len(images) else _nothing(model, batch, objective)
     )
+    # where a teacher alone teaches the embedding, triplets are looked at, but neither sought nor differentiated
+    compared = embeddings if objective.triplet_weight or objective.teacher is None else embeddings.detach()
     if objective.classes is None:
         rows = torch.arange(len(embeddings), device=embeddings.device).view(-1, 3)
-    else:
-        people = objective.classes[faces].to(embeddings.device, non_blocking=True)
+    elif compared is embeddings:
         scaled = embeddings.detach() * objective.embedding_scale
-        rows = batch_triplets(scaled, people, objective.margin, objective.batch_triplets)
-    anchor, positive, negative = (embeddings * objective.embedding_scale)[rows].unbind(1)
+        rows = batch_triplets(scaled, objective.classes[faces], objective.margin, objective.batch_triplets)
+    else:
+        rows = torch.empty(0, 3, dtype=torch.int64, device=embeddings.device)
+    anchor, positive, negative = (compared * objective.embedding_scale)[rows].unbind(1)
     triplet = hard_triplet_loss(anchor, positive, negative, objective.margin)
     attention = attention_loss(logits, batch["targets"].flatten(0, 1)) if "targets" in batch else None
     teacher = None

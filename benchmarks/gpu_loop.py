@@ -31,9 +31,10 @@ from Evaluation.scores import evaluate_pairs
 from Script_tools.settings import ROOT
 from Script_tools.workers import usable_processors
 from train_maskV9 import train_one_epoch
+from Training.learner import Learner
 from Training.memory import peak_memory_mb
 from Training.optimizer import make_optimizer
-from Training.setup import Learner, make_objective, prepare_network
+from Training.setup import make_objective, prepare_network
 from Training.step import Objective
 
 # one face's, in px of a 256 px chip: left of the middle line; the right half is its mirror image

@@ -21,9 +21,10 @@ from benchmarks.stages import silence
 from config_mask import config
 from Models import CBAM_Face_attention_Resnet as v9
 from train_maskV9 import train_one_epoch
+from Training.learner import Learner
 from Training.memory import peak_memory_mb, reset_peak_memory
 from Training.optimizer import make_optimizer
-from Training.setup import Learner, prepare_network
+from Training.setup import prepare_network
 from Training.step import Objective
 
 ALL_HARD, NONE_HARD = 1e3, -1e3  # margins
@@ -75,7 +76,8 @@ def make(depth: int, side: int, plan: Plan, objective: Objective, **changes: obj
     optimizer = make_optimizer(settings["optimizer"], network.parameters())
     optimizer.param_groups[0]["lr"] = 1e-4  # so small that the steps stay alike
     objective = objective._replace(precision=settings["precision"])
-    return Learner(network, optimizer, objective, plan.device, torch.full((1, 1, side, side), 0.5))
+    mean_target = torch.full((1, 1, side, side), 0.5)
+    return Learner(network, optimizer, objective, plan.device, mean_target, compile=settings["compile"])
 
 
 def cbam_by_amax(self: v9.CBAM, x: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,9 @@ from Data_preprocessing.photo_files import iter_photos, person_folders
 from Evaluation.scores import evaluate_pairs
 from Models.checkpoint import build_network
 from train_maskV9 import train_one_epoch
+from Training.learner import Learner
 from Training.optimizer import make_optimizer
-from Training.setup import Learner, prepare_network
+from Training.setup import prepare_network
 from Training.step import Objective, half_precision
 
 ALL_HARD = 1e3  # a margin that makes every triplet hard, so that each step is a whole one

@@ -22,8 +22,8 @@ from Script_tools.files import DataError
 from tests.conftest import ROOT, read_by
 from train_maskV9 import train_one_epoch
 from Training.epoch_figures import Tally
+from Training.learner import Learner
 from Training.optimizer import make_optimizer, scheduled_rate, set_learning_rate
-from Training.setup import Learner
 from Training.state import restore_optimizer
 from Training.step import Hard, Judged, Objective
 

@@ -23,7 +23,7 @@ from Training.distributed import (
     rank,
     world_size,
 )
-from Training.setup import Learner
+from Training.learner import Learner
 from Training.step import Objective
 
 MARGIN = 3.0  # so that of random pictures most triplets are hard

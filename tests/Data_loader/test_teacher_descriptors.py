@@ -323,6 +323,22 @@ def test_the_aligned_face_gives_the_descriptor_of_the_photo(drawn_faces):
     assert distances[:2, 2:].min() > 0.1  # other people
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_on_a_device_give_what_the_workers_compute(drawn_faces, workers, tmp_path, monkeypatch):
+    folder, names, _ = drawn_faces
+    expected = face_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)
+    monkeypatch.setattr(teacher, "BATCH", 3)
+    (tmp_path / "faces").symlink_to(folder / "faces")
+    where = {"workers": workers, "device": torch.device("cpu")}
+    face_descriptors(names[1:2], tmp_path / "faces", tmp_path / "set_dlib.bin", **where)
+    found = face_descriptors(names, tmp_path / "faces", tmp_path / "set_dlib.bin", **where)
+    assert np.abs(found - expected).max() < 1e-5
+    again = face_descriptors(names, tmp_path / "faces", tmp_path / "set_dlib.bin", compute=forbidden)
+    assert np.array_equal(again, found)
+    with pytest.raises(DataError, match=r"missing\.jpg"):
+        face_descriptors([*names, "p/missing.jpg"], tmp_path / "faces", tmp_path / "set_dlib.bin", **where)
+
+
 def test_a_cached_call_does_not_import_dlib(drawn_faces):
     folder, names, _ = drawn_faces
     expected = face_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)

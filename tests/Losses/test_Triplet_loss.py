@@ -212,7 +212,7 @@ def test_300_faces_of_two_people_are_little_work(generator):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_gpu_chooses_the_same_batch_triplets(generator, strategy):
     embeddings, classes = batch(generator, 60, 8, tied=True)
-    triplets = batch_triplets(embeddings.cuda(), classes.cuda(), 0.5, strategy)
+    triplets = batch_triplets(embeddings.cuda(), classes, 0.5, strategy)
     assert triplets.is_cuda and torch.equal(triplets.cpu(), batch_triplets(embeddings, classes, 0.5, strategy))
 
 

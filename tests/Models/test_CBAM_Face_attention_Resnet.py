@@ -10,6 +10,7 @@ import torchvision
 from Losses.Attention_loss import attention_loss
 from Losses.Triplet_loss import hard_triplet_loss
 from Models import CBAM_Face_attention_Resnet as models
+from Models.attention_modules import largest
 from Models.CBAM_Face_attention_Resnet import CBAM, build_model
 from Models.imagenet_weights import load_imagenet_weights
 from Script_tools.files import DataError
@@ -400,3 +401,19 @@ def test_golden_values(network):
 
 GOLDEN_EMBEDDING = [0.33385, 0.08461, -0.07405, 0.34102]
 GOLDEN_LOGITS = [0.02261, -0.00463, 0.02526, 0.00411]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_of_a_map_is_the_same_on_a_card(dtype):
+    """amax there, adaptive_max_pool2d here: the same values, and without ties the same gradients."""
+    x = torch.randperm(2 * 3 * 7 * 9, generator=torch.Generator().manual_seed(0)).view(2, 3, 7, 9).to(dtype)
+    results = []
+    for way in (largest, lambda maps: maps.amax(dim=(2, 3), keepdim=True)):
+        leaf = x.clone().to(memory_format=torch.channels_last).requires_grad_()
+        result = way(leaf)
+        result.backward(torch.arange(6.0).view_as(result).to(dtype))
+        results.append((result.detach(), leaf.grad))
+    (here, gradient), (there, other) = results
+    assert torch.equal(here, there) and here.shape == (2, 3, 1, 1)
+    if dtype == torch.float32:  # bfloat16 rounds neighbours to one value
+        assert torch.equal(gradient, other)

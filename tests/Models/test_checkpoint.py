@@ -20,9 +20,11 @@ from tests.test_train_maskV9 import train
 from tests.Training.test_resume import EACH_STEP, killed_after
 from Training import setup as training_setup
 from Training.interruption import position_of
+from Training.learner import Learner
 from Training.optimizer import make_optimizer
 from Training.run import open_run
 from Training.state import restore, resumed
+from Training.step import Objective
 
 
 class Command:
@@ -151,7 +153,8 @@ def test_whole_checkpoints_with_strange_contents(num, tiny, drawn_options, tmp_p
             people = train_index(config).names
             network_from_checkpoint(checkpoint, path)
             network = tiny_training.tiny_network(config)
-            restore(checkpoint, network, make_optimizer(config["optimizer"], network.parameters()))
+            optimizer = make_optimizer(config["optimizer"], network.parameters())
+            restore(checkpoint, Learner(network, optimizer, Objective(0.5, 10.0), torch.device("cpu")))
             position_of(checkpoint, config, people)
             with open_run(config, None, checkpoint) as run:
                 assert run.logs.parent == tmp_path / "logs"

@@ -23,9 +23,11 @@ from Models.straightener import Straightener
 from Script_tools.chip_geometry import FIVE_POINTS
 from Script_tools.files import DataError
 from Script_tools.settings import check_config, config
+from Training.learner import Learner
 from Training.optimizer import make_optimizer
 from Training.setup import prepare_network
 from Training.state import restore, training_state
+from Training.step import Objective
 
 WIDE = 0.625
 
@@ -133,19 +135,23 @@ def test_a_checkpoint_holds_the_straightener_apart_and_a_run_goes_on_with_it(str
     settings = config | {"trunk": "sface", "embedding_dim": 128, "padding": WIDE, "image_size": 96}
     network = build_network(settings)
     put_straightener(network, {"straightener": straightener.state_dict()}, "made up")
-    optimizer = make_optimizer("adamw", network.parameters())
     progress = {"epoch": 1, "best_auc": 0.5, "best_epoch": 1}
-    state = training_state(network, optimizer, settings, progress, ["somebody"])
+    state = training_state(learner(network), settings, progress, ["somebody"])
     assert not any(key.startswith("straightener") for key in state["model"])
     save_checkpoint(tmp_path / "a.pt", {**state, "run_name": "a", "metrics": []})
     stored = load_checkpoint(tmp_path / "a.pt")
     used = network_from_checkpoint(stored)
     again = build_network(settings, own_weights=False)
-    assert restore(stored, again, make_optimizer("adamw", again.parameters())) == progress
+    assert restore(stored, learner(again)) == progress
     images = smooth(2, 96)
     with torch.inference_mode():
         for other in (used, again.eval()):
             assert torch.equal(other(images)[0], network.eval()(images)[0])
+
+
+def learner(network: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Learner:
+    optimizer = optimizer or make_optimizer("adamw", network.parameters())
+    return Learner(network, optimizer, Objective(0.5, 10.0), torch.device("cpu"))
 
 
 def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -164,7 +170,7 @@ def test_a_straightener_that_is_trained_along_learns_and_goes_on_where_it_was(st
     begun, own, begin = build_network(settings), copy.deepcopy(straightener), tmp_path / "begin.pt"
     torch.nn.init.normal_(own.out.weight, std=0.02)  # what it does depends on the face
     begun.straightener = own
-    save_checkpoint(begin, training_state(begun, make_optimizer("adamw", begun.parameters()), settings, {}, []))
+    save_checkpoint(begin, training_state(learner(begun), settings, {}, []))
     for learns in (False, True):
         settings |= {"init_from": str(begin), "train_straightener": learns}
         network = prepare_network(settings, torch.device("cpu"))
@@ -174,12 +180,12 @@ def test_a_straightener_that_is_trained_along_learns_and_goes_on_where_it_was(st
             kept = not learns or "running" in key or "num_batches" in key
             assert torch.equal(value, own.state_dict()[key]) == kept, key
     progress = {"epoch": 1, "best_auc": 0.5, "best_epoch": 1}
-    save_checkpoint(tmp_path / "last.pt", training_state(network, optimizer, settings, progress, ["somebody"]))
+    save_checkpoint(tmp_path / "last.pt", training_state(learner(network, optimizer), settings, progress, ["somebody"]))
     begin.unlink()  # what it began with need not be there any more
     stored = load_checkpoint(tmp_path / "last.pt")
     again = prepare_network(settings, torch.device("cpu"), stored)
     optimizer_again = make_optimizer("adamw", again.parameters())
-    assert restore(stored, again, optimizer_again) == progress
+    assert restore(stored, learner(again, optimizer_again)) == progress
     step(network, optimizer)
     step(again, optimizer_again)
     assert all(map(torch.equal, network.parameters(), again.parameters()))

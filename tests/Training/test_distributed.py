@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+import validate_on_LFW
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
 from Models.CBAM_Face_attention_Resnet import build_model
 from Script_tools.files import DataError
 from tests import two_processes
 from tests.conftest import ROOT
 from tests.Data_loader.test_triplet_dataset import config as triplet_config  # noqa: F401  (a fixture)
+from tests.test_train_maskV9 import train
 from Training import distributed
 from Training.distributed import own_device, process_group
 from Training.step import Objective, judge
@@ -113,6 +115,21 @@ def test_the_script_runs_in_two_processes_and_one_writes(start, drawn_options, t
 def parts_of(config):
     loaders = [V9_train_dataloader(config, rank=rank, world_size=3) for rank in range(3)]
     return [[batch["triplet"].tolist() for batch in loader] for loader in loaders]
+
+
+def test_validation_in_two_processes_gives_the_figures_of_one(drawn_options, tmp_path):
+    path = train([*drawn_options, "--epochs", "1"], tmp_path)["checkpoints"] / "last.pt"
+    keys = ("--LFW_data_path", "--LFW_pairs", "--cache_path", "--num_workers")
+    settings = [part for key in keys for part in (key, drawn_options[drawn_options.index(key) + 1])]
+    options = ["--checkpoint", path, "--output_path", tmp_path, "--device", "cpu", *settings]
+    alone = validate_on_LFW.main([*map(str, options), "--picture", str(tmp_path / "one.png")])["protocols"]
+    more = ["--json", tmp_path / "two.json", "--picture", tmp_path / "two.png", "--html", tmp_path / "two.html"]
+    printed = torchrun(ROOT / "validate_on_LFW.py", *options, *more)
+    assert printed.count("ROC picture") == 1
+    together = json.loads((tmp_path / "two.json").read_text())["protocols"]
+    for protocol, figures in alone.items():
+        assert together[protocol]["auc"] == pytest.approx(figures["auc"], abs=1e-6)
+        assert together[protocol]["pairs"] == figures["pairs"]
 
 
 def test_batches_are_split_not_repeated(triplet_config):  # noqa: F811

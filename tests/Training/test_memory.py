@@ -21,9 +21,9 @@ from tests.tiny_training import tiny_network
 from tests.two_processes import Loader
 from Training import run as training_run
 from Training import setup as training_setup
+from Training.learner import Learner
 from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.run import TrainingRun
-from Training.setup import Learner
 from Training.step import Objective
 
 STATM = Path("/proc/self/statm")

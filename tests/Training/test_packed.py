@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.test_train_maskV9 import read_metrics, train
 from train_maskV9 import train_one_epoch
-from Training.setup import Learner
+from Training.learner import Learner
 from Training.step import Objective, pack_hard_triplets
 
 

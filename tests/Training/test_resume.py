@@ -22,7 +22,7 @@ from Script_tools.run_lock import BusyError, locked
 from tests import tiny_training
 from tests.conftest import ROOT
 from tests.test_train_maskV9 import read_metrics, train
-from Training import interruption
+from Training import interruption, learner
 from Training import setup as training_setup
 from Training.epoch_figures import NUM_TOTALS, SUMS, Tally
 from Training.interruption import Interruption, Position
@@ -40,6 +40,9 @@ MODES = {
     "batch": ("--mining", "batch", "--batch_photos", "2"),
     "packed": ("--packed", "True"),
     "mined, packed": ("--mining", "mined", "--packed", "True"),
+    "accumulated, averaged, clipped": (
+        "--accumulate 2 --ema_decay 0.9 --clip_gradients 0.5 --weight_decay 0.01 --optimizer sgd --momentum 0.5"
+    ).split(),
     "batch, teacher": (  # as in the recipe "best"
         "--mining batch --batch_photos 2 --teacher dlib --teacher_centred True --triplet_weight 0.0 "
         "--optimizer adamw --learning_rate_schedule [(0,0.002)] --precision bfloat16"
@@ -111,7 +114,8 @@ def equal(one, two):
 @pytest.mark.parametrize("mode", MODES)
 def test_going_on_in_the_middle_of_an_epoch_changes_nothing(mode, options, tmp_path, monkeypatch):
     whole = train([*options, *MODES[mode]], tmp_path / "whole")
-    parts = interrupted([*options, *MODES[mode]], tmp_path / "parts", monkeypatch, 1, 1, 3 if "packed" in mode else 6)
+    stops = (3, 3, 7) if "accumulated" in mode else (1, 1, 3 if "packed" in mode else 6)
+    parts = interrupted([*options, *MODES[mode]], tmp_path / "parts", monkeypatch, *stops)
     equal(whole, parts)
     log = (parts["metrics"].parent / "train.log").read_text()
     assert log.count("Going on in epoch 1 after batch") == 2 and log.count("Going on in epoch 2 after batch") == 1
@@ -130,7 +134,7 @@ def test_a_run_killed_between_its_last_step_and_its_checkpoint_goes_on(options, 
     begin = [*options, *EACH_STEP, "--output_path", str(tmp_path / "parts")]
     for owner, function in (
         (train_maskV9, "evaluate_pairs"),
-        (train_maskV9.distributed, "average_running_statistics"),
+        (learner, "average_running_statistics"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, function, lambda *args, **options: 1 / 0)
@@ -180,7 +184,7 @@ def test_a_checkpoint_within_an_epoch_holds_the_statistics_of_all_processes(opti
         return torch.cat([tensor.ravel() for name, tensor in weights.items() if name.endswith("running_mean")])
 
     states, save = [], train_maskV9.TrainingRun.save
-    monkeypatch.setattr(train_maskV9.distributed, "average_running_statistics", averaged)
+    monkeypatch.setattr(learner, "average_running_statistics", averaged)
     monkeypatch.setattr(
         train_maskV9.TrainingRun,
         "save",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_maskV9
 from config_mask import config
@@ -15,10 +16,14 @@ from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
 from Evaluation.scores import PROTOCOLS
 from Losses.Triplet_loss import batch_triplets, hard_triplet_loss
+from Models import attention_modules
+from Models.CBAM_Face_attention_Resnet import build_model
 from Models.checkpoint import build_network, init_from, load_checkpoint, save_checkpoint
 from Script_tools.files import DataError
 from tests.test_train_maskV9 import read_metrics, train
 from Training import step as training_step
+from Training.epoch_figures import Tally
+from Training.learner import Learner
 from Training.optimizer import WARMUP, make_optimizer, rate_share, set_learning_rate
 from Training.step import Objective, batch_loss, find_hard, half_precision, judge
 
@@ -215,3 +220,99 @@ def test_another_test_set_is_validated_each_epoch_beside_lfw(drawn_options, tmp_
     rows = read_metrics(train(drawn_options, tmp_path, "--epochs", "2", *other)["metrics"])
     assert len(rows) == 2 and all(row[f"notlfw_{p}_auc"] == row[f"{p}_auc"] for row in rows for p in PROTOCOLS)
     assert len(list(tmp_path.glob("ROC_images/*/notlfw_epoch_*.png"))) == 2
+
+
+# --- what a step costs ------------------------------------------------------------------------------------------------
+
+
+WAITS = "item tolist numpy cpu nonzero is_nonzero equal __bool__ __int__ __float__".split()
+waited = []
+
+
+class OnCard(torch.Tensor):
+    """Stands for what is on a card, and notes each call for which the host would wait for it."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        chosen = args[1] if name == "__getitem__" else None
+        if name in WAITS or (isinstance(chosen, OnCard) and chosen.dtype == torch.bool):
+            waited.append(name)
+        result = super().__torch_function__(func, types, args, kwargs)
+        return result.as_subclass(torch.Tensor) if name == "cpu" else result
+
+
+PEOPLE = torch.arange(18) // 3
+STEPS = {
+    "the recipe": {},
+    "semihard of the batch": {"classes": PEOPLE},
+    "hardest of the batch": {"classes": PEOPLE, "batch_triplets": "hardest"},
+    "a teacher alone": {"classes": PEOPLE, "triplet_weight": 0.0, "teacher_weight": 1.0, "teacher": True},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_host_waits_for_the_card_once_a_step(name):
+    options = STEPS[name]
+    if "teacher" in options:
+        options = options | {"teacher": lambda _: unit_rows(18).as_subclass(OnCard)}
+    objective, model = Objective(0.5, 10.0, **options), Embed()
+    learner = Learner(model, make_optimizer("adagrad", model.parameters()), objective, torch.device("cpu"))
+    data = batch()
+    data |= {key: data[key].as_subclass(OnCard) for key in ("images", "targets")}
+    tally = Tally(10.0, torch.full((1, 1, 4, 4), 0.5))
+    waited.clear()
+    train_maskV9.train_on_batch(learner, data, None, tally)
+    assert waited == ["cpu"] and learner.pending == 0
+    assert tally.counts["trained"] or tally.counts["taught"] == 18
+
+
+def test_the_count_of_waits_sees_each_kind():
+    rows = torch.ones(3).as_subclass(OnCard)
+    waited.clear()
+    for wait in (rows.sum().item, (rows > 0).nonzero, rows.tolist, lambda: rows[rows > 0], lambda: bool(rows.all())):
+        before = len(waited)
+        wait()
+        assert len(waited) > before, wait
+
+
+def test_a_teacher_alone_has_no_triplets_sought_or_differentiated():
+    targets, options = unit_rows(18), {"triplet_weight": 0.0, "teacher_weight": 1.0}
+    objective = Objective(0.5, 10.0, classes=PEOPLE, teacher=lambda _: targets, **options)
+    model, judged, hard, *_ = step(objective, batch())
+    assert judged.rows.shape == (0, 3) and hard.total == 0 and not judged.triplet.loss.requires_grad
+    assert model.matrix.grad.abs().max() > 0
+    alone = step(objective._replace(classes=None), batch())  # triplets that came as such are looked at
+    assert len(alone[1].triplet.hard) == 6 and not alone[1].triplet.loss.requires_grad
+    torch.testing.assert_close(alone[0].matrix.grad, model.matrix.grad)
+
+
+VIEWS = set("detach view t expand transpose permute slice select unsqueeze squeeze split unbind alias".split())
+
+
+class Operators(TorchDispatchMode):
+    """Counts those that do something: on a card at least one kernel each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ not in VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("on_card", [True, False])
+def test_a_step_of_the_recipe_has_few_operators(on_card, monkeypatch):
+    """It is bound by launching them."""
+    if on_card:
+        monkeypatch.setattr(attention_modules, "largest", lambda x: x.amax(dim=(2, 3), keepdim=True))
+    network = build_model(config["model"]).train()
+    data = {
+        "images": torch.zeros(2, 3, 3, 64, 64, dtype=torch.uint8),
+        "targets": torch.zeros(2, 3, 1, 64, 64, dtype=torch.uint8),
+        "triplet": torch.zeros(2, 3, dtype=torch.int64),
+    }
+    objective = Objective(1e3, config["embedding_scale"])
+    with Operators() as operators:
+        judged = judge(network, data, objective)
+        batch_loss(judged, find_hard(judged, data, None), objective)[0].backward()
+    assert 1000 < operators.count <= 1250

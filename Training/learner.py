@@ -1,0 +1,80 @@
+"""What learns: the network with its optimizer, and how gradients become steps."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from Training.distributed import average_running_statistics, parallel
+from Training.step import Objective, make_scaler
+
+
+@dataclass
+class Learner:
+    """What learns, and all that a step needs besides a batch.
+
+    network: the bare one, on ``device``. mean_target: (1, 1, H, W) mean of the attention targets, 0..1, the map to
+    beat. pack_to: look at all triplets without gradient first (batch normalisation with the batch's statistics, as in a
+    step), and make steps on so many of those found hard, which are judged anew by then, without effect on the running
+    statistics: those are of all triplets, as the faces of a test are; None: a step on each batch. accumulate: add up
+    the gradients of so many batches for a step. clip: shorten the gradient of all weights together to this length; 0:
+    never. ema_decay: of the moving average of the weights that ``tested`` is then; 0: none.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    device: torch.device
+    mean_target: torch.Tensor | None = None
+    pack_to: int | None = None
+    accumulate: int = 1
+    clip: float = 0.0
+    ema_decay: float = 0.0
+    compile: bool = False
+    model: nn.Module = field(init=False)  # averages gradients over the processes, where there are several
+    scaler: torch.amp.GradScaler = field(init=False)  # of the gradients, where float16 is used
+    average: AveragedModel | None = field(init=False, default=None)
+    pending: int = field(init=False, default=0)  # batches whose gradients wait for a step
+
+    def __post_init__(self) -> None:
+        self.model = parallel(self.network)
+        if self.ema_decay:
+            average = get_ema_multi_avg_fn(self.ema_decay)
+            self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+            self.average.n_averaged += 1  # the weights it begins with count, also where a run goes on
+        if self.compile:
+            self.model.compile()  # the wrapper, not the network in it: graphs are cut where gradients are sent off
+        self.scaler = make_scaler(self.device, self.objective.precision)
+
+    @property
+    def tested(self) -> nn.Module:
+        """The network that is validated and saved."""
+        return self.network if self.average is None else self.average.module
+
+    def average_running_statistics(self) -> None:
+        """Batch normalisation's, over the processes: before they are used or saved."""
+        for network in {self.network, self.tested}:
+            average_running_statistics(network)
+
+    def learn(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a batch's ``loss``, and make a step once ``accumulate`` have been added."""
+        if not self.pending:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss / self.accumulate if self.accumulate > 1 else loss).backward()
+        self.pending += 1
+        if self.pending == self.accumulate:
+            self.step()
+
+    def step(self) -> None:
+        """Make a step with the gradients that wait, where there are some."""
+        if not self.pending:
+            return
+        if self.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.pending = 0
+        if self.average is not None:
+            self.average.update_parameters(self.network)
