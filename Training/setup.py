@@ -160,7 +160,7 @@ def prepare_network(config: dict, device: torch.device, checkpoint: dict | None 
     torch.backends.cudnn.benchmark = not config["deterministic"]
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS takes what memory is free at the time
-    torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return network
 
 

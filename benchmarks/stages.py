@@ -19,7 +19,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import baseline
-from config_mask import config
+from config_mask import RECIPES, config
+from Data_loader.Data_loader_facenet_mask import train_dataset
 from Data_loader.triplet_dataset import FaceLoader, TrainDataset
 from Data_loader.triplets import random_triplets
 from Data_preprocessing import Kill_img
@@ -213,7 +214,7 @@ def triplets(scene: Scene) -> list[Contest]:
 
 
 def load(scene: Scene) -> list[Contest]:
-    """Decoding and collating batches of 20 triplets in one process."""
+    """Decoding and collating batches of 20 triplets in one process: as the recipe does, and as `best` shows faces."""
     settings = settings_for(scene, "load")
     photos = list(iter_photos(scene.photos))[: round(100 * max(scene.size, 0.2))]
     with silence():
@@ -224,6 +225,9 @@ def load(scene: Scene) -> list[Contest]:
     batches = [rows[start : start + 20] for start in range(0, len(rows), 20)]
     loader = FaceLoader(TrainDataset(names, faces, targets, 256), 0, batch_sampler=batches)
     theirs = DataLoader(baseline.TripletImages(names, faces, targets, rows), batch_size=20)
+    shown = {"train_data_path": faces, "notmask_data_path": settings.outputs.face_notmask, "mask_data_path": targets}
+    shown |= {"manifest_path": settings.outputs.manifest, "image_size": 112}
+    best = FaceLoader(train_dataset(config | RECIPES["best"] | shown, names), 0, batch_sampler=batches)
     data = [
         [np.fromfile(folder / names[row], np.uint8) for folder in (faces, targets)] for row in itertools.chain(*rows)
     ]
@@ -243,7 +247,16 @@ def load(scene: Scene) -> list[Contest]:
             lambda: rate(len(data), decode),
             f"{len(data)} faces of 256 px with their targets, batches of 20 triplets, one process; "
             "limit: cv2.imdecode of the same bytes in memory, into new memory each; the loader decodes into the batch",
-        )
+        ),
+        Contest(
+            "load, best",
+            "images/s/core",
+            lambda: rate(len(data), lambda: consume(best)),
+            lambda: rate(len(data), lambda: consume(theirs)),
+            lambda: rate(len(data), decode),
+            "the same faces without masks, to 112 px, as the recipe `best` shows them: masks of six kinds drawn anew, "
+            "moved, mirrored, lit otherwise; baseline and limit as before, of stored masks",
+        ),
     ]
 
 

@@ -411,6 +411,27 @@ def test_the_script_trains_and_keeps_no_memory(device, workers, options, tmp_pat
     assert f"device: {device} (" in (result["metrics"].parent / "train.log").read_text()
 
 
+STEPS = (
+    "--accumulate 2 --clip_gradients 1.0 --weight_decay 0.01 --ema_decay 0.9 --train_batch_size 4 --optimizer sgd "
+    "--learning_rate_schedule [(0,0.01)] --deterministic True --validate_first True --validate_every 2"
+).split()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_steps_of_several_clipped_batches_are_the_same_with_every_start(
+    precision, options, tmp_path, request, tiny, deterministic
+):
+    if precision == "float16":
+        request.getfixturevalue("old_card")
+    results = [train([*options, *STEPS], tmp_path / name) for name in ("one", "two")]
+    rows = [read_metrics(result["metrics"]) for result in results]
+    assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == ["0", "1", "2"]
+    one, two = (load_checkpoint(result["checkpoints"] / "last.pt") for result in results)
+    for part in ("model", "learning"):
+        assert all(torch.equal(value, two[part][key]) for key, value in one[part].items())
+    assert not torch.equal(one["model"]["embedding.weight"], one["learning"]["embedding.weight"])
+
+
 WAYS = {
     "best_on": ("--recipe", "best_on", "--model", "18", "--image_size", "64", "--embedding_dim", "16"),
     "mined, packed": ("--mining", "mined", "--packed", "True"),

@@ -187,6 +187,7 @@ def test_deterministic_is_asked_of_torch(tiny, deterministic, monkeypatch):
     try:
         prepare_network({**config, "deterministic": deterministic}, CPU)
         assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == deterministic
         assert torch.backends.cudnn.benchmark != deterministic
     finally:
         torch.use_deterministic_algorithms(False)
