@@ -62,15 +62,14 @@ def convex_hull(points: np.ndarray) -> np.ndarray:
 def _chain(ordered: list[Point]) -> list[Point]:
     chain: list[Point] = []
     for point in ordered:
-        while len(chain) > 1 and _turn(chain[-2], chain[-1], point) <= 0:
+        x, y = point
+        while len(chain) > 1:
+            (x0, y0), (x1, y1) = chain[-2:]
+            if (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0:  # which way the path turns; 0: straight on
+                break
             chain.pop()
         chain.append(point)
     return chain
-
-
-def _turn(a: Point, b: Point, c: Point) -> float:
-    """Cross product of a->b and a->c: its sign says to which side the path a, b, c turns, 0 is straight on."""
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 class FaceFrame(NamedTuple):

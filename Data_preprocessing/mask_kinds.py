@@ -65,6 +65,13 @@ class Fabric(NamedTuple):
     gloss: float = 0.0
 
 
+class WornMask(NamedTuple):
+    """How a mask sits, and the random numbers from which all else is to follow."""
+
+    shape: MaskShape
+    rng: np.random.Generator
+
+
 class WornKind(NamedTuple):
     """A kind of mask: its range of fits, its fabric, and its loops (width as a share of the face's height)."""
 
@@ -190,15 +197,15 @@ WORN_KINDS: dict[str, WornKind] = {
 # --- putting one on ---------------------------------------------------------------------------------------------------
 
 
-def worn_shape(landmarks: np.ndarray, kind: str, rng: np.random.Generator) -> MaskShape:
-    """The shape of a mask of ``kind``; it takes the first of a choice's random numbers."""
-    return fitted_shape(landmarks, random_fit(rng, WORN_KINDS[kind].fit))
-
-
-def draw_worn(image: np.ndarray, landmarks: np.ndarray, kind: str, colour: Colour, seed: int) -> np.ndarray:
-    """A new (H, W, 3) uint8 RGB image with a mask of ``kind`` on the face of the (68, 2) landmarks."""
+def fit_worn(landmarks: np.ndarray, kind: str, seed: int) -> WornMask:
+    """How a mask of ``kind`` sits on the face of the (68, 2) landmarks."""
     rng = np.random.default_rng(seed)
-    shape = worn_shape(landmarks, kind, rng)
+    return WornMask(fitted_shape(landmarks, random_fit(rng, WORN_KINDS[kind].fit)), rng)
+
+
+def draw_worn(image: np.ndarray, mask: WornMask, kind: str, colour: Colour) -> np.ndarray:
+    """A new (H, W, 3) uint8 RGB image with the mask, of ``kind``, on it; its random numbers are used up."""
+    shape, rng = mask
     result = image.copy()
     reach = max(1, round(0.012 * shape.frame.height))
     outline, loops, margin = shape.outline(), _loops(shape, rng), 3 * reach + 4
