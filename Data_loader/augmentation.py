@@ -17,6 +17,7 @@ ROTATION, SCALE, SHIFT = 3.5, 0.10, (0.02, 0.045)
 UNMASKED_JITTER = 0.3  # share of it for a face without mask, which is aligned more exactly
 # at photo_jitter = 1: deviations of brightness (grey levels), of the logarithm of contrast and of each colour's gain
 BRIGHTNESS, CONTRAST, COLOUR = 25.0, 0.25, 0.06
+LEVELS = np.arange(256)[:, None] - 127.5
 BLUR, GREY = 0.4, 0.1  # shares of the faces that lose sharpness, and all colour
 # of a tight photo: how far from the middle of the face it ends, in halves of dlib's chip, and its turn in degrees
 TIGHT, TIGHT_TURN = (0.5, 1.5), 8.0
@@ -148,8 +149,8 @@ def relight(face: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
         gains[:] = np.exp(contrast)
     if blurred:
         face = smaller(face, rng.uniform(0.5, 0.9))
-    levels = (np.arange(256)[:, None] - 127.5) * gains + 127.5 + brightness
-    return cv2.LUT(face, np.clip(np.round(levels), 0, 255).astype(np.uint8)[None])
+    levels = LEVELS * gains + 127.5 + brightness
+    return cv2.LUT(face, np.rint(levels).clip(0, 255).astype(np.uint8)[None])
 
 
 def smaller(face: np.ndarray, share: float) -> np.ndarray:

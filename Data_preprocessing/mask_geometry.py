@@ -182,7 +182,9 @@ def fitted_shape(landmarks: np.ndarray, fit: MaskFit) -> MaskShape:
     on_jaw = _along(points[JAW], places)  # all at once: numpy takes as long for one place as for twenty
     sides, ears, edge = on_jaw[:2], on_jaw[2:6].reshape(2, 2, 2), on_jaw[6:]
     sides[:, 0] += fit.inset * (base[0] - sides[:, 0])
-    peak = _along(points[NOSE_LINE], np.array([fit.nose]))[0]
+    above = min(int(fit.nose), len(NOSE_LINE) - 2)
+    start, end = points[NOSE_LINE[above]], points[NOSE_LINE[above + 1]]
+    peak = start + (fit.nose - above) * (end - start)
     upper = _upper_edge(points, sides, peak, fit.peak, frame.height)
     lower = _lower_edge(edge, base, fit, frame.height)
     middle = np.array([peak, base, (points[CHIN, 0], lower[:, 1].max())])
@@ -192,12 +194,13 @@ def fitted_shape(landmarks: np.ndarray, fit: MaskFit) -> MaskShape:
 
 def _upper_edge(points: np.ndarray, sides: np.ndarray, peak: np.ndarray, flat: float, height: float) -> np.ndarray:
     """(17, 2): over the ``peak`` from the left of the (2, 2) ``sides`` to the right one, below the eyes."""
-    left, right = sides
-    over_left, over_right = ((peak[0] + flat * (side[0] - peak[0]), peak[1]) for side in sides)
-    curve = BEZIER @ np.array([(left, over_left, peak), (peak, over_right, right)])
+    (left, right), (x, y) = sides.tolist(), peak.tolist()
+    over_left, over_right = ((x + flat * (side[0] - x), y) for side in (left, right))
+    curve = BEZIER @ np.array([(left, over_left, (x, y)), ((x, y), over_right, right)])
     upper = np.concatenate([curve[0], curve[1, 1:]])
-    highest = points[LOWER_LIDS, 1].max() + 0.035 * height
-    lowest = max(points[UPPER_LIP, 1].min() - 0.03 * height, highest)
+    rows = points[:, 1].tolist()
+    highest = max(rows[point] for point in LOWER_LIDS) + 0.035 * height
+    lowest = max(min(rows[point] for point in UPPER_LIP) - 0.03 * height, highest)
     upper[:, 1] = np.minimum(np.maximum(upper[:, 1], highest), lowest)
     return upper
 

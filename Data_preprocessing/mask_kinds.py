@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from Data_preprocessing.mask_geometry import FitRange, MaskShape, fitted_shape, random_fit
-from Data_preprocessing.mask_light import Light, blurred, darken, lay_over, plain, read_light, share, three
+from Data_preprocessing.mask_light import Light, blur_reach, blurred, darken, lay_over, plain, read_light, share, three
 from Data_preprocessing.mask_patterns import PRINTS, sample
 
 Colour = tuple[int, int, int]
@@ -208,8 +208,8 @@ def draw_worn(image: np.ndarray, mask: WornMask, kind: str, colour: Colour) -> n
     shape, rng = mask
     result = image.copy()
     reach = max(1, round(0.012 * shape.frame.height))
-    outline, loops, margin = shape.outline(), _loops(shape, rng), 3 * reach + 4
-    left, top, right, bottom = _box(np.concatenate([outline, *loops]), margin, image.shape)
+    outline, loops = shape.outline(), _loops(shape, rng)
+    left, top, right, bottom = _box(np.concatenate([outline, *loops]), 3 * reach + 4, image.shape)
     if right - left < 2 or bottom - top < 2:
         return result
     patch = result[top:bottom, left:right]
@@ -219,14 +219,17 @@ def draw_worn(image: np.ndarray, mask: WornMask, kind: str, colour: Colour) -> n
     if not cv2.hasNonZero(cover):
         return result
     light = read_light(patch, cover)
+    soft_blur, fabric_blur = 0.7 * light.blur, 0.8 * light.blur
+    # the loops reach beyond the mask: fabric and shadow are only made where they can be seen
+    margin = blur_reach(soft_blur) + max(blur_reach(fabric_blur), 2 * reach) + 2
     left, top, right, bottom = _box(outline - corner, margin, cover.shape)
-    near = slice(top, bottom), slice(left, right)  # the loops reach beyond the mask
+    near = slice(top, bottom), slice(left, right)
     surface = _surface(shape, cover, near, corner, light.side, rng)
     worn = WORN_KINDS[kind]
     jittered = np.float32(colour) * rng.uniform(0.9, 1.08) + rng.normal(0, 1 + 0.025 * max(colour), 3)
     jittered = jittered.clip(4, 248).astype(np.float32)
     fabric = _lit(worn.paint(surface, jittered), surface, light, light.shade[near])
-    soft = blurred(cover[near] * np.float32(1 / 255), 0.7 * light.blur)
+    soft = blurred(cover[near] * np.float32(1 / 255), soft_blur)
     skin = patch.astype(np.float32)
     darken(skin[near], soft, reach, rng.uniform(0.15, 0.4))
     strap = jittered if worn.loop_colour is None or max(colour) < 90 else np.float32(worn.loop_colour)
@@ -234,7 +237,7 @@ def draw_worn(image: np.ndarray, mask: WornMask, kind: str, colour: Colour) -> n
     strap = plain(light.seen @ (0.85 * strap), cover.shape)
     skin = lay_over(skin, strap, blurred(strings, 0.6 * light.blur))
     masked = skin / np.float32(1 + 1e-5)
-    masked[near] = lay_over(skin[near], blurred(fabric, 0.8 * light.blur), soft)
+    masked[near] = lay_over(skin[near], blurred(fabric, fabric_blur), soft)
     cv2.convertScaleAbs(masked, patch)
     return result
 
@@ -265,7 +268,7 @@ def _seen(colour: np.ndarray, light: Light) -> list[float]:
 def _bulge(surface: Surface) -> np.ndarray:
     """(H, W): the light on a mask that turns from it at its sides and below, and catches it on the nose."""
     u, v = surface.u, surface.v
-    bulge = -0.26 * u
+    bulge = -0.26 * u  # step by step in place: new memory costs as much as the sums
     bulge *= u
     bulge += 1.06
     below = _positive(v - 0.35)
@@ -318,14 +321,14 @@ def _surface(
     inside *= 0.25
     inside += 1
     u *= inside
-    np.clip(u, -1.2, 1.2, out=u)
+    u.clip(-1.2, 1.2, out=u)
     across = 0.1 * u
     across *= u
     across += 0.5
     across *= u
     edge = cv2.distanceTransform(cover[near], cv2.DIST_L2, 3)
     edge *= np.float32(1 / frame.height)
-    return Surface(u, np.clip(y, -0.2, 1.2, out=y), edge, across, frame.height, side, rng)
+    return Surface(u, y.clip(-0.2, 1.2, out=y), edge, across, frame.height, side, rng)
 
 
 def _loops(shape: MaskShape, rng: np.random.Generator) -> list[np.ndarray]:
@@ -342,11 +345,8 @@ def _loops(shape: MaskShape, rng: np.random.Generator) -> list[np.ndarray]:
 def _drawn_loops(loops: list[np.ndarray], size: tuple[int, int], width: float) -> np.ndarray:
     """(H, W) float32 cover, 0..1, of the loops; a loop thinner than a pixel is as much paler."""
     drawn = np.zeros(size, np.uint8)
-    for loop in loops:
-        thickness = max(1, round(width))
-        cv2.polylines(
-            drawn, [subpixel(loop)], False, round(220 * min(width, 1.0)), thickness, cv2.LINE_AA, SUBPIXEL_BITS
-        )
+    lines, level, thickness = [subpixel(loop) for loop in loops], round(220 * min(width, 1.0)), max(1, round(width))
+    cv2.polylines(drawn, lines, False, level, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
     return drawn * np.float32(1 / 255)
 
 

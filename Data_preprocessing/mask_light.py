@@ -82,8 +82,13 @@ def _blur(grey: np.ndarray) -> float:
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur that takes an edge of the image to go on as it ends."""
-    reach = 2 * math.ceil(2.2 * sigma) + 1
-    return cv2.GaussianBlur(image, (reach, reach), max(sigma, 0.3), borderType=cv2.BORDER_REPLICATE)
+    size = 2 * blur_reach(sigma) + 1
+    return cv2.GaussianBlur(image, (size, size), max(sigma, 0.3), borderType=cv2.BORDER_REPLICATE)
+
+
+def blur_reach(sigma: float) -> int:
+    """How many px away ``blurred`` looks."""
+    return math.ceil(2.2 * sigma)
 
 
 def plain(colour: np.ndarray, size: tuple[int, int]) -> np.ndarray:
