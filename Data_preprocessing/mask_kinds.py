@@ -58,7 +58,7 @@ class Surface(NamedTuple):
 
 
 class Fabric(NamedTuple):
-    """colour: (3,) or (H, W, 3) float32 RGB. relief: (H, W), the light it throws back, about 1. gloss: 0 (matte) to 1."""
+    """colour: (3,) or (H, W, 3) float32 RGB. relief: (H, W), the light thrown back, about 1. gloss: 0 (matte) to 1."""
 
     colour: np.ndarray
     relief: np.ndarray
@@ -225,18 +225,18 @@ def draw_worn(image: np.ndarray, mask: WornMask, kind: str, colour: Colour) -> n
     left, top, right, bottom = _box(outline - corner, margin, cover.shape)
     near = slice(top, bottom), slice(left, right)
     surface = _surface(shape, cover, near, corner, light.side, rng)
-    worn = WORN_KINDS[kind]
     jittered = np.float32(colour) * rng.uniform(0.9, 1.08) + rng.normal(0, 1 + 0.025 * max(colour), 3)
     jittered = jittered.clip(4, 248).astype(np.float32)
-    fabric = _lit(worn.paint(surface, jittered), surface, light, light.shade[near])
+    fabric = _lit(WORN_KINDS[kind].paint(surface, jittered), surface, light, light.shade[near])
     soft = blurred(cover[near] * np.float32(1 / 255), soft_blur)
     skin = patch.astype(np.float32)
     darken(skin[near], soft, reach, rng.uniform(0.15, 0.4))
+    worn = WORN_KINDS[kind]
     strap = jittered if worn.loop_colour is None or max(colour) < 90 else np.float32(worn.loop_colour)
     strings = _drawn_loops([loop - corner for loop in loops], cover.shape, worn.loop_width * shape.frame.height)
     strap = plain(light.seen @ (0.85 * strap), cover.shape)
     skin = lay_over(skin, strap, blurred(strings, 0.6 * light.blur))
-    masked = skin / np.float32(1 + 1e-5)
+    masked = skin / np.float32(1 + 1e-5)  # as ``lay_over`` leaves what nothing is laid over
     masked[near] = lay_over(skin[near], blurred(fabric, fabric_blur), soft)
     cv2.convertScaleAbs(masked, patch)
     return result

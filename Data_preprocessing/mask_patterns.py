@@ -11,9 +11,9 @@ SIZE = 128  # px of a tile
 
 
 def sample(name: str, x: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
-    """The tile at (H, W) places, float32, in tiles: (H, W) or (H, W, 2) float32.
+    """The tile at (H, W) places, float32, in tiles, which are written over: (H, W) or (H, W, 2) float32.
 
-    They are written over. ``step``: how far, in tiles, neighbouring pixels lie apart. The tile is made as coarse as that, so nothing flickers.
+    ``step``: how far, in tiles, neighbouring pixels lie apart. The tile is made as coarse as that, so nothing flickers.
     """
     level = min(math.ceil(math.log2(max(step * SIZE, 1))), 4)
     tile = scaled_tile(name, level)
