@@ -1,7 +1,7 @@
 """Masks and attention targets: outlines -> pixels. OpenCV only, no dlib.
 
 A new kind of mask is functions that give its outline and draw it, and a line in ``MASK_KINDS``; one that is worn like
-the others here needs only a fabric, see ``mask_kinds``.
+the others here needs only a fabric, see ``mask_fabrics``, and a line in ``WORN_KINDS``.
 """
 
 import hashlib

@@ -119,3 +119,8 @@ def share(values: np.ndarray) -> np.ndarray:
     cv2.threshold(values, 0, 0, cv2.THRESH_TOZERO, values)
     cv2.threshold(values, 1, 1, cv2.THRESH_TRUNC, values)
     return values
+
+
+def positive(values: np.ndarray) -> np.ndarray:
+    """(H, W) float32, in place: 0 where they are less."""
+    return cv2.threshold(values, 0, 0, cv2.THRESH_TOZERO, values)[1]
