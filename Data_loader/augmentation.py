@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from Data_preprocessing.mask_drawing import draw_attention_target, draw_mask, random_mask
+from Data_preprocessing.mask_drawing import draw_attention_target, draw_mask_and_target, random_mask
 from Script_tools.chip_geometry import PADDING, chip_share
 
 # At jitter = 1, the deviations measured between the alignment of 141 LFW photos and that of the same photos with drawn
@@ -17,6 +17,7 @@ ROTATION, SCALE, SHIFT = 3.5, 0.10, (0.02, 0.045)
 UNMASKED_JITTER = 0.3  # share of it for a face without mask, which is aligned more exactly
 # at photo_jitter = 1: deviations of brightness (grey levels), of the logarithm of contrast and of each colour's gain
 BRIGHTNESS, CONTRAST, COLOUR = 25.0, 0.25, 0.06
+LEVELS = np.arange(256)[:, None] - 127.5
 BLUR, GREY = 0.4, 0.1  # shares of the faces that lose sharpness, and all colour
 # of a tight photo: how far from the middle of the face it ends, in halves of dlib's chip, and its turn in degrees
 TIGHT, TIGHT_TURN = (0.5, 1.5), 8.0
@@ -86,9 +87,9 @@ def new_mask(
         (S, S, 3) uint8 RGB, and its attention target (S, S) uint8 0 or 255: the face above the mask; without a mask
         the whole face.
     """
-    choice = None if unmasked else random_mask(rng, kinds)
-    target = draw_attention_target(landmarks, len(face), choice)
-    return (face if choice is None else draw_mask(face, landmarks, choice)), target
+    if unmasked:
+        return face, draw_attention_target(landmarks, len(face), None)
+    return draw_mask_and_target(face, landmarks, random_mask(rng, kinds))
 
 
 def change(
@@ -148,8 +149,8 @@ def relight(face: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
         gains[:] = np.exp(contrast)
     if blurred:
         face = smaller(face, rng.uniform(0.5, 0.9))
-    levels = (np.arange(256)[:, None] - 127.5) * gains + 127.5 + brightness
-    return cv2.LUT(face, np.clip(np.round(levels), 0, 255).astype(np.uint8)[None])
+    levels = LEVELS * gains + 127.5 + brightness
+    return cv2.LUT(face, np.rint(levels).clip(0, 255).astype(np.uint8)[None])
 
 
 def smaller(face: np.ndarray, share: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Masks and attention targets: outlines -> pixels. OpenCV only, no dlib.
 
 A new kind of mask is functions that give its outline and draw it, and a line in ``MASK_KINDS``; one that is worn like
-the others here needs only a fabric, see ``mask_kinds``.
+the others here needs only a fabric, see ``mask_fabrics``, and a line in ``WORN_KINDS``.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from Data_preprocessing.mask_geometry import MaskShape, face_outline, flat_mask_outline
-from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, draw_worn, subpixel, worn_shape
+from Data_preprocessing.mask_geometry import face_outline, flat_mask_outline
+from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, WornMask, draw_worn, fit_worn, subpixel
 from Script_tools.files import DataError
 
 DRAWING = 1  # to be raised with every change of what is drawn: cached test faces are made anew then
@@ -72,46 +72,53 @@ class MaskChoice(NamedTuple):
 class MaskKind(NamedTuple):
     """One kind of mask.
 
-    ``below(landmarks, choice)`` gives the (N, 2) polygon that the attention target loses, with all below it;
-    ``draw(image, landmarks, choice)`` returns a new image with the mask on it. ``colours``: those to choose from.
+    ``fit(landmarks, choice)`` says how it sits on a face; the two others take that, ``draw`` once, as it uses up the
+    choice's random numbers. ``below(fit)`` gives the (N, 2) polygon that the attention target loses, with all below it;
+    ``draw(image, fit, choice)`` returns a new image with the mask on it. ``colours``: those to choose from.
     """
 
-    below: Callable[[np.ndarray, MaskChoice], np.ndarray]
-    draw: Callable[[np.ndarray, np.ndarray, MaskChoice], np.ndarray]
+    fit: Callable[[np.ndarray, MaskChoice], np.ndarray | WornMask]
+    below: Callable[[np.ndarray | WornMask], np.ndarray]
+    draw: Callable[[np.ndarray, np.ndarray | WornMask, MaskChoice], np.ndarray]
     colours: dict[str, Colour]
 
 
-def flat_below(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+def fit_flat(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
     """(13, 2): jaw points 2..14, whatever the choice."""
     return flat_mask_outline(landmarks)
 
 
-def draw_flat(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+def flat_below(outline: np.ndarray) -> np.ndarray:
+    """The outline itself."""
+    return outline
+
+
+def draw_flat(image: np.ndarray, outline: np.ndarray, choice: MaskChoice) -> np.ndarray:
     """The recipe's mask: one polygon in one colour."""
-    return fill(image.copy(), flat_mask_outline(landmarks), choice.colour, cv2.LINE_AA)
+    return fill(image.copy(), outline, choice.colour, cv2.LINE_AA)
 
 
-def worn(landmarks: np.ndarray, choice: MaskChoice) -> MaskShape:
-    """The shape of a mask that is not flat."""
-    return worn_shape(landmarks, choice.kind, np.random.default_rng(choice.seed))
+def fit_worn_choice(landmarks: np.ndarray, choice: MaskChoice) -> WornMask:
+    """How a mask that is not flat sits."""
+    return fit_worn(landmarks, choice.kind, choice.seed)
 
 
-def worn_below(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+def worn_below(mask: WornMask) -> np.ndarray:
     """(N, 2) outline of all below the upper edge of a mask that is not flat."""
-    return worn(landmarks, choice).below()
+    return mask.shape.below()
 
 
-def draw_worn_choice(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
+def draw_worn_choice(image: np.ndarray, mask: WornMask, choice: MaskChoice) -> np.ndarray:
     """A mask that is not flat, in the photo's light."""
-    return draw_worn(image, landmarks, *choice)
+    return draw_worn(image, mask, choice.kind, choice.colour)
 
 
 def _worn_kind(colours: dict[str, Colour]) -> MaskKind:
-    return MaskKind(worn_below, draw_worn_choice, colours)
+    return MaskKind(fit_worn_choice, worn_below, draw_worn_choice, colours)
 
 
 MASK_KINDS: dict[str, MaskKind] = {
-    "flat": MaskKind(flat_below, draw_flat, MASK_COLOURS),
+    "flat": MaskKind(fit_flat, flat_below, draw_flat, MASK_COLOURS),
     "surgical": _worn_kind(SURGICAL_COLOURS),
     "cloth": _worn_kind(MASK_COLOURS),
     "printed": _worn_kind(MASK_COLOURS),
@@ -166,7 +173,8 @@ def draw_mask(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> n
     Returns:
         (H, W, 3) uint8 RGB, a new array.
     """
-    return MASK_KINDS[choice.kind].draw(image, landmarks, choice)
+    kind = MASK_KINDS[choice.kind]
+    return kind.draw(image, kind.fit(landmarks, choice), choice)
 
 
 def draw_attention_target(landmarks: np.ndarray, size: int, choice: MaskChoice | None) -> np.ndarray:
@@ -178,10 +186,26 @@ def draw_attention_target(landmarks: np.ndarray, size: int, choice: MaskChoice |
     Returns:
         (size, size) uint8, 255 = visible face, 0 = the rest.
     """
-    face = fill(np.zeros((size, size), np.uint8), face_outline(landmarks), 255)
     if choice is None:
-        return face
-    below = MASK_KINDS[choice.kind].below(landmarks, choice)
+        return _whole_face(landmarks, size)
+    kind = MASK_KINDS[choice.kind]
+    return _face_above(landmarks, size, kind.below(kind.fit(landmarks, choice)))
+
+
+def draw_mask_and_target(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> tuple[np.ndarray, np.ndarray]:
+    """What ``draw_mask`` and ``draw_attention_target`` give for an (S, S, 3) uint8 face; the mask is fitted once."""
+    kind = MASK_KINDS[choice.kind]
+    fit = kind.fit(landmarks, choice)
+    return kind.draw(image, fit, choice), _face_above(landmarks, len(image), kind.below(fit))
+
+
+def _whole_face(landmarks: np.ndarray, size: int) -> np.ndarray:
+    return fill(np.zeros((size, size), np.uint8), face_outline(landmarks), 255)
+
+
+def _face_above(landmarks: np.ndarray, size: int, below: np.ndarray) -> np.ndarray:
+    """The face less the polygon ``below`` and what lies under it: (size, size) uint8, 0 or 255."""
+    face = _whole_face(landmarks, size)
     mask = fill(np.zeros((size, size), np.uint8), below, 255)
     return cv2.bitwise_and(face, cv2.bitwise_not(spread_down(mask)))
 

@@ -5,6 +5,7 @@ The landmarks are dlib's (the iBUG 300-W order, counted from 0): jaw 0..16 from 
 An outline is an (N, 2) float64 array of polygon corners.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ UPPER_LIP = [48, 50, 51, 52, 54]
 STEPS = np.linspace(0, 1, 13)  # along a mask's lower edge
 HANG = np.sin(np.pi * STEPS) ** 0.7  # most at the chin
 CURVE = np.linspace(0, 1, 9)[:, None]  # along half an upper edge
+BEZIER = np.hstack([(1 - CURVE) ** 2, 2 * CURVE * (1 - CURVE), CURVE**2])  # of a quadratic Bezier curve's three points
+EAR_LOOPS = np.array([0.2, 1.3, 15.8, 14.7])  # places on the jaw of their ends: left and right, upper and lower
 BELOW_NOSE = 0.05  # share of the masks worn below the nose
 # how far each brow point goes up to the hairline, as a share of the forehead's height: less at the temples
 HAIRLINE = np.array([0.55, 0.8, 0.93, 1.0, 1.0, 1.0, 1.0, 0.93, 0.8, 0.55])
@@ -59,15 +62,14 @@ def convex_hull(points: np.ndarray) -> np.ndarray:
 def _chain(ordered: list[Point]) -> list[Point]:
     chain: list[Point] = []
     for point in ordered:
-        while len(chain) > 1 and _turn(chain[-2], chain[-1], point) <= 0:
+        x, y = point
+        while len(chain) > 1:
+            (x0, y0), (x1, y1) = chain[-2:]
+            if (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0:  # which way the path turns; 0: straight on
+                break
             chain.pop()
         chain.append(point)
     return chain
-
-
-def _turn(a: Point, b: Point, c: Point) -> float:
-    """Cross product of a->b and a->c: its sign says to which side the path a, b, c turns, 0 is straight on."""
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 class FaceFrame(NamedTuple):
@@ -92,9 +94,11 @@ class FaceFrame(NamedTuple):
 def face_frame(landmarks: np.ndarray) -> FaceFrame:
     """The frame of (68, 2) landmarks; it turns, moves and grows with them."""
     points = np.asarray(landmarks, np.float64)
-    across = points[RIGHT_EYE].mean(axis=0) - points[LEFT_EYE].mean(axis=0)
-    across /= max(np.hypot(*across), 1e-6)
-    axes = np.array([across, (-across[1], across[0])])
+    right, left = np.add.reduce(points[RIGHT_EYE]), np.add.reduce(points[LEFT_EYE])
+    x, y = (right / 6 - left / 6).tolist()
+    length = max(math.hypot(x, y), 1e-6)
+    x, y = x / length, y / length
+    axes = np.array([(x, y), (-y, x)])
     height = float((points[CHIN] - points[NOSE_BRIDGE]) @ axes[1])
     return FaceFrame(points[NOSE_BRIDGE + 1], axes, max(height, 1.0))
 
@@ -173,45 +177,53 @@ def fitted_shape(landmarks: np.ndarray, fit: MaskFit) -> MaskShape:
     frame = face_frame(landmarks)
     points = frame.to_face(landmarks)
     base = points[NOSE_BASE]
-    sides = _along(points[JAW], np.array([fit.side + fit.skew, 16 - fit.side + fit.skew]))
+    edge = 16 - fit.corner + fit.skew - (16 - 2 * fit.corner) * STEPS
+    places = np.concatenate([(fit.side + fit.skew, 16 - fit.side + fit.skew), EAR_LOOPS, edge])
+    on_jaw = _along(points[JAW], places)  # all at once: numpy takes as long for one place as for twenty
+    sides, ears, edge = on_jaw[:2], on_jaw[2:6].reshape(2, 2, 2), on_jaw[6:]
     sides[:, 0] += fit.inset * (base[0] - sides[:, 0])
-    peak = _along(points[NOSE_LINE], np.array([fit.nose]))[0]
-    controls = np.stack([peak[0] + fit.peak * (sides[:, 0] - peak[0]), np.full(2, peak[1])], axis=1)
-    left = _bezier(sides[0], controls[0], peak)
-    upper = np.concatenate([left, _bezier(peak, controls[1], sides[1])[1:]])
-    highest = points[LOWER_LIDS, 1].max() + 0.035 * frame.height
-    lowest = max(points[UPPER_LIP, 1].min() - 0.03 * frame.height, highest)
-    upper[:, 1] = np.clip(upper[:, 1], highest, lowest)
-    lower = _lower_edge(points, fit, frame.height)
-    middle = np.stack([peak, base, lower[np.argmax(lower[:, 1])]])
-    middle[2, 0] = points[CHIN, 0]
-    outwards = np.sign(sides[:, 0] - base[0]) * 0.05 * frame.height
-    ears = _along(points[JAW], np.array([0.2, 1.3, 15.8, 14.7])).reshape(2, 2, 2)
-    ears[:, :, 0] += outwards[:, None]
+    above = min(int(fit.nose), len(NOSE_LINE) - 2)
+    start, end = points[NOSE_LINE[above]], points[NOSE_LINE[above + 1]]
+    peak = start + (fit.nose - above) * (end - start)
+    upper = _upper_edge(points, sides, peak, fit.peak, frame.height)
+    lower = _lower_edge(edge, base, fit, frame.height)
+    middle = np.array([peak, base, (points[CHIN, 0], lower[:, 1].max())])
+    ears[:, :, 0] += np.sign(sides[:, 0] - base[0])[:, None] * 0.05 * frame.height
     return MaskShape(frame, upper, lower, middle, ears)
 
 
-def _lower_edge(points: np.ndarray, fit: MaskFit, height: float) -> np.ndarray:
-    """The jaw from the right lower corner to the left one, moved by the fit, its corners rounded off."""
-    edge = _along(points[JAW], 16 - fit.corner + fit.skew - (16 - 2 * fit.corner) * STEPS)
-    edge[:, 0] += (fit.inset * (1 - HANG) - fit.loose * HANG) * (points[NOSE_BASE, 0] - edge[:, 0])
+def _upper_edge(points: np.ndarray, sides: np.ndarray, peak: np.ndarray, flat: float, height: float) -> np.ndarray:
+    """(17, 2): over the ``peak`` from the left of the (2, 2) ``sides`` to the right one, below the eyes."""
+    (left, right), (x, y) = sides.tolist(), peak.tolist()
+    over_left, over_right = ((x + flat * (side[0] - x), y) for side in (left, right))
+    curve = BEZIER @ np.array([(left, over_left, (x, y)), ((x, y), over_right, right)])
+    upper = np.concatenate([curve[0], curve[1, 1:]])
+    rows = points[:, 1].tolist()
+    highest = max(rows[point] for point in LOWER_LIDS) + 0.035 * height
+    lowest = max(min(rows[point] for point in UPPER_LIP) - 0.03 * height, highest)
+    upper[:, 1] = np.minimum(np.maximum(upper[:, 1], highest), lowest)
+    return upper
+
+
+def _lower_edge(edge: np.ndarray, base: np.ndarray, fit: MaskFit, height: float) -> np.ndarray:
+    """The ``edge`` along the jaw from the right lower corner to the left one, moved by the fit, corners rounded off."""
+    edge[:, 0] += (fit.inset * (1 - HANG) - fit.loose * HANG) * (base[0] - edge[:, 0])
     edge[:, 1] += fit.chin * height * HANG
-    return _round_corners(_round_corners(edge))
+    return ROUNDED @ edge
 
 
 def _round_corners(line: np.ndarray) -> np.ndarray:
-    """Chaikin's corner cutting (1974) of an open line; its ends stay."""
+    """Chaikin's corner cutting (1974) of an open line, (N, D) points; its ends stay."""
     near, far = 0.75 * line[:-1] + 0.25 * line[1:], 0.25 * line[:-1] + 0.75 * line[1:]
-    return np.concatenate([line[:1], np.stack([near, far], axis=1).reshape(-1, 2), line[-1:]])
+    return np.concatenate([line[:1], np.stack([near, far], axis=1).reshape(-1, line.shape[1]), line[-1:]])
+
+
+ROUNDED = _round_corners(_round_corners(np.eye(len(STEPS))))  # the same for any line of so many points
 
 
 def _along(line: np.ndarray, places: np.ndarray) -> np.ndarray:
     """(N, 2) points at fractional indices ``places`` of the (M, 2) ``line``."""
-    places = np.clip(places, 0, len(line) - 1)
+    places = np.minimum(np.maximum(places, 0), len(line) - 1)
     first = np.minimum(places.astype(int), len(line) - 2)
-    return line[first] + (places - first)[:, None] * (line[first + 1] - line[first])
-
-
-def _bezier(start: np.ndarray, control: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """(9, 2) points of a quadratic Bezier curve."""
-    return (1 - CURVE) ** 2 * start + 2 * CURVE * (1 - CURVE) * control + CURVE**2 * end
+    start = line[first]
+    return start + (places - first)[:, None] * (line[first + 1] - start)

@@ -1,5 +1,6 @@
 """Patterns of fabric: tiles that go on without a seam, drawn once a process, and looked up at any scale and angle."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -10,14 +11,17 @@ SIZE = 128  # px of a tile
 
 
 def sample(name: str, x: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
-    """The tile at (H, W) places, float32, in tiles: (H, W) or (H, W, 2) float32.
+    """The tile at (H, W) places, float32, in tiles, which are written over: (H, W) or (H, W, 2) float32.
 
     ``step``: how far, in tiles, neighbouring pixels lie apart. The tile is made as coarse as that, so nothing flickers.
     """
-    level = int(np.clip(np.ceil(np.log2(max(step * SIZE, 1))), 0, 4))
+    level = min(math.ceil(math.log2(max(step * SIZE, 1))), 4)
     tile = scaled_tile(name, level)
     size = tile.shape[0] - 1
-    return cv2.remap(tile, (x - np.floor(x)) * size, (y - np.floor(y)) * size, cv2.INTER_LINEAR)
+    for place in (x, y):
+        place -= np.floor(place)
+        place *= size
+    return cv2.remap(tile, x, y, cv2.INTER_LINEAR)
 
 
 @cache

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from Data_preprocessing import mask_drawing
 from Data_preprocessing.mask_drawing import (
     ALL_KINDS,
     draw_attention_target,
     draw_mask,
+    fit_worn_choice,
     random_mask,
 )
 from Data_preprocessing.mask_geometry import (
@@ -26,7 +26,7 @@ WORN = ALL_KINDS[1:]
 
 def mask_outline(landmarks, choice):
     """(N, 2) polygon that a mask covers; ear loops and shadow lie outside it."""
-    return flat_mask_outline(landmarks) if choice.kind == "flat" else mask_drawing.worn(landmarks, choice).outline()
+    return flat_mask_outline(landmarks) if choice.kind == "flat" else fit_worn_choice(landmarks, choice).shape.outline()
 
 
 def face_photo(size=SIZE, height=None):

@@ -1,5 +1,6 @@
 """Work shared among processes: in order, and never much of it under way."""
 
+import platform
 import subprocess
 import sys
 
@@ -60,3 +61,15 @@ def test_a_function_of_the_program_itself_is_said_to_be_one(tmp_path):
     )
     done = subprocess.run([sys.executable, str(tmp_path / "mine.py")], capture_output=True, text=True, cwd=tmp_path)
     assert "put it into a module" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems manage memory otherwise")
+def test_freed_memory_is_kept():
+    code = (
+        "import resource, numpy as np; from Script_tools.workers import keep_freed_memory; keep_freed_memory();"
+        "work = lambda: [np.ones(1 << 17) for _ in range(8)]; work(); work();"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "before = faults(); work(); print(faults() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200  # of the 2,048 pages of 8 MB
