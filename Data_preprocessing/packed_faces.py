@@ -83,8 +83,9 @@ class Pack:
 
     def read(self, face: str) -> tuple[bytes, int]:
         """The bytes of a face's file, and its time of change in ns. Raises DataError if the pack lacks it."""
-        row = self.rows([face])[0]
-        if row < 0:
+        name = os.fsencode(face)
+        row = self._names.searchsorted(name)  # a fifth of the time that ``rows`` takes
+        if row == len(self) or self._names[row] != name:
             raise DataError(f"The pack {self.path} lacks the face {face}. {MAKE} --anew")
         start, size, time = self._numbers[row].tolist()
         return os.pread(self._file.fileno(), size, start), time
