@@ -64,8 +64,9 @@ class Pack:
         np.lib.format.read_magic(self._file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(self._file)
         start = self._file.tell()
-        self._file.seek(dtype.itemsize * int(np.prod(shape)), os.SEEK_CUR)
-        return np.asarray(np.memmap(self.path, dtype, "r", start, shape))
+        array = np.memmap(self._file, dtype, "r", start, shape)  # of the open file: its name may be another pack's now
+        self._file.seek(start + array.nbytes)
+        return np.asarray(array)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from Data_preprocessing import pack_faces
+from Data_preprocessing import Image_processing, pack_faces
 from Data_preprocessing.packed_faces import INDEX_NAME, face_stats, open_pack, read_bytes
 from Script_tools.files import DataError
 from tests.conftest import ROOT
@@ -88,6 +88,8 @@ def test_folders_of_the_settings_are_packed_and_those_not_there_told(faces, tmp_
     assert "there is no folder" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"is the name of a pack already"):
         pack("--train_data_path", tmp_path / "faces.tar")
+    with pytest.raises(DataError, match=r"faces\.tar is the name of a pack: give the folder"):
+        Image_processing.main(["--raw_data_path", str(faces), "--train_data_path", f"{tmp_path}/faces.tar"])
     with pytest.raises(DataError, match=r"There is none of the folders .*no1, .*no2"):
         pack(*settings[4:], "--train_data_path", tmp_path / "no1", "--notmask_data_path", tmp_path / "no2")
     (tmp_path / "empty" / "ann").mkdir(parents=True)
