@@ -8,7 +8,8 @@ read and checked is in Script_tools/settings.py.
 config = {
     # --- data -------------------------------------------------------------------------------------------------------
     "raw_data_path": "Datasets/vggface2_train",  # photos as downloaded, one folder per person
-    "train_data_path": "Datasets/vggface2_train_face_mask",  # aligned faces to train on
+    "train_data_path": "Datasets/vggface2_train_face_mask",  # aligned faces to train on; packs of pack_faces.py
+    # ^ may stand in place of this folder and the next two
     "notmask_data_path": "Datasets/vggface2_train_face_notmask",  # the same faces without masks
     "mask_data_path": "Datasets/vggface2_train_mask_notmask",  # attention targets: white = face above the mask
     "train_data_index": "Datasets/vggface2_train_face_mask.csv",  # id,name,class of the training faces

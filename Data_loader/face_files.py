@@ -1,4 +1,4 @@
-"""Prepared faces and attention targets: their files, decoded and brought to size."""
+"""Prepared faces and attention targets: their files, or packs of them, decoded and brought to size."""
 
 import itertools
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from Data_preprocessing.photo_files import decode_photo
+from Data_preprocessing.packed_faces import is_pack, open_pack, pack_of, read_bytes
+from Data_preprocessing.photo_files import JPEG_END, JPEG_START, decode_photo
 from Script_tools.files import DataError
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 GIVE_UP = 100  # files that could not be decoded in place: the rest have another size than is wanted, too
 _misses: Counter[tuple[int, ...]] = Counter()  # by the shape wanted, in this process
 
@@ -51,7 +51,7 @@ def _decoded_in_place(path: str, mode: int, out: np.ndarray) -> bool:
     file's end is looked at first; and it says nothing where decoding ends in an error, so the last row must have been
     written over.
     """
-    if _misses[out.shape] > GIVE_UP:
+    if _misses[out.shape] > GIVE_UP or pack_of(path):
         return False
     try:
         file = os.open(path, os.O_RDONLY)
@@ -82,18 +82,18 @@ def decode(path: str, mode: int) -> np.ndarray:
     Raises DataError, naming the file, if it is missing or broken.
     """
     try:
-        with open(path, "rb", buffering=0) as file:  # np.fromfile takes twice as long
-            data = file.read()
-        if data[:2] == JPEG_START:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-        else:  # no JPEG: over some broken PNGs OpenCV takes 10 s and gigabytes, where Pillow sees at once what they are
-            image = decode_photo(data, path)
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if mode == cv2.IMREAD_GRAYSCALE else image
+        data = read_bytes(path)[0]
     except OSError as error:
         raise DataError(
             f"Cannot read the face {path} ({error.strerror or error}). Prepare the faces again with "
             "Data_preprocessing/Image_processing.py; test faces are prepared when validation starts"
         ) from error
+    try:
+        if data[:2] == JPEG_START:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+        else:  # no JPEG: over some broken PNGs OpenCV takes 10 s and gigabytes, where Pillow sees at once what they are
+            image = decode_photo(data, path)
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if mode == cv2.IMREAD_GRAYSCALE else image
     except (cv2.error, DataError):
         image = None
     if image is None:
@@ -117,10 +117,14 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 def check_files(faces: Sequence[str], *folders: str | Path) -> None:
     """Raise DataError, with the count and the first five, if a folder lacks some of the ``faces`` ('person/file').
 
-    One directory listing a person instead of one question a file: a second or two for a million faces.
+    One directory listing a person instead of one question a file: a second or two for a million faces. A folder may be
+    a pack of faces.
     """
     by_person = [(person, list(group)) for person, group in itertools.groupby(sorted(faces), key=os.path.dirname)]
     for folder in folders:
+        if is_pack(folder):
+            check_pack(faces, str(folder))
+            continue
         if not os.path.isdir(folder):
             raise DataError(
                 f"There is no folder {folder}. Make it with Data_preprocessing/Image_processing.py, "
@@ -133,6 +137,17 @@ def check_files(faces: Sequence[str], *folders: str | Path) -> None:
                 f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Run Data_preprocessing/"
                 "Image_processing.py, then Make_csv_file_mask.py or Make_csv_file_notmask.py again"
             )
+
+
+def check_pack(faces: Sequence[str], path: str) -> None:
+    """The same of a pack."""
+    missing = [faces[row] for row in np.flatnonzero(open_pack(path).rows(faces) < 0)]
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of the {len(faces):,} faces of the index are missing in the pack {path}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Pack the faces of this index with "
+            "Data_preprocessing/pack_faces.py --anew"
+        )
 
 
 def _missing(folder: str | Path, person: str, faces: list[str]) -> list[str]:

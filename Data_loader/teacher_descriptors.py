@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from Data_preprocessing.packed_faces import face_stats, read_bytes
 from Data_preprocessing.photo_files import decode_photo
 from Models.dlib_face_network import CHIP_SIZE, DIMENSIONS
 from Models.face_trunks import FaceTrunks
@@ -79,6 +80,7 @@ def face_descriptors(
     Args:
         faces: 'person/file.jpg' below ``folder``: unmasked faces of any square size as FaceAligner cuts them out with
             this ``padding``.
+        folder: or a pack (Data_preprocessing/packed_faces.py).
         workers: processes; None: one per core; 1 works in this one.
         compute: (s, s, 3) uint8 RGB face, of ``chip_side`` px -> (128,) of any length, in place of the network; must be
             picklable, for several workers a function of a module.
@@ -94,7 +96,7 @@ def face_descriptors(
             can be written.
     """
     folder, cache_path = Path(folder), Path(cache_path)
-    keys, stats = face_keys(faces), file_stats(faces, folder)
+    keys, stats = face_keys(faces), face_stats(faces, folder)
     with file_errors(cache_path):
         records = read_cache(cache_path, network)
         rows = last_rows(records, keys)
@@ -124,18 +126,6 @@ def face_keys(faces: Sequence[str]) -> np.ndarray:
     """(N,) uint64 hashes of the names: of a million names two are alike in one of 40 million sets."""
     digests = b"".join(blake2b(os.fsencode(face), digest_size=8).digest() for face in faces)
     return np.frombuffer(digests, "<u8")
-
-
-def file_stats(faces: Sequence[str], folder: Path) -> np.ndarray:
-    """(N, 2) int64: size in bytes and time of change in ns of the faces' files; -1 where there is none."""
-    stats = np.full((len(faces), 2), -1, np.int64)
-    for row, face in enumerate(faces):
-        try:
-            stat = os.stat(f"{folder}/{face}")
-        except OSError:
-            continue  # told when the face is read
-        stats[row] = stat.st_size, stat.st_mtime_ns
-    return stats
 
 
 def read_cache(cache_path: Path, network: str = "dlib") -> np.ndarray:
@@ -245,8 +235,7 @@ def describe(
     path = folder / face
     record = np.zeros(1, RECORD) if known is None else known
     try:
-        with open(path, "rb") as file:
-            data, stat = file.read(), os.fstat(file.fileno())
+        data, time = read_bytes(str(path))
         crc32 = zlib.crc32(data)
         chip = None if known is not None and known["crc32"][0] == crc32 else to_size(decode_photo(data, path), side)
     except OSError as error:
@@ -256,7 +245,7 @@ def describe(
     if chip is not None and compute:
         record["descriptor"], chip = unit_row(compute(chip)), None
     record["key"], record["crc32"] = face_keys([face]), crc32
-    record["bytes"], record["mtime_ns"] = len(data), stat.st_mtime_ns
+    record["bytes"], record["mtime_ns"] = len(data), time
     return record, chip
 
 

@@ -21,6 +21,7 @@ from Data_preprocessing.manifest import (
     shard_files,
     write_manifest,
 )  # fmt: skip
+from Data_preprocessing.packed_faces import is_pack
 from Data_preprocessing.photo_files import iter_photos, left_out, person_folders, survey
 from Data_preprocessing.photo_images import AlignmentSettings
 from Script_tools.files import DataError, file_errors, read_names, user_path
@@ -152,6 +153,8 @@ def chosen_folders(args: argparse.Namespace, config: dict) -> tuple[Path, Output
     if len(set(outputs)) < len(outputs):
         raise DataError(f"masked and unmasked faces would both go to {outputs.face_notmask}: run with config_mask")
     for folder in outputs[:3]:
+        if is_pack(folder):
+            raise DataError(f"{folder} is the name of a pack: give the folder that faces are to be written to")
         if data_path in (folder, *folder.parents):
             raise DataError(f"{folder} is in the photo folder {data_path}: choose an --out_dir outside it")
     return data_path, outputs

@@ -36,6 +36,7 @@ REASONS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
     **dict.fromkeys((".gif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"), OTHER_PHOTOS),
 }
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PHOTO_NUMBER = re.compile(r"[0-9]{1,18}")
 TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -11,6 +11,7 @@ step       the training step on noise in memory: ours, the first code's, and ide
 loop       training with JPEGs from disk, and the loader alone: V9 and `best`
 memory     flat over 60 epochs, and the same whether triplets are hard or not
 validate   seconds of a validation
+train      with --faces FACES (made by benchmarks/pack_for_gpu.py): their recipe, in the time left; FOLDER/best.pt
 
 Exit code: 0 if no part failed, else 1.
 """
@@ -32,11 +33,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.gpu_loop import PARTS
 from benchmarks.gpu_step import Plan
+from benchmarks.pack_for_gpu import training_options
 from Script_tools.files import DataError, user_path, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 
 # of the time given, at most so much for each part; what one leaves is the next one's too
-SHARES = {"tests": 0.45, "step": 0.3, "loop": 0.3, "memory": 0.3, "validate": 0.15}
+SHARES = {"tests": 0.45, "step": 0.3, "loop": 0.3, "memory": 0.3, "validate": 0.15, "train": 1.0}
 HIDDEN = ("failed", "where", "kernels", "figures", "result")  # columns that are told below a table
 
 
@@ -46,6 +48,8 @@ def run_part(args: argparse.Namespace) -> None:
         choose_device("cpu" if args.dry_run else args.device),
         args.dry_run,
         args.out / f"{args.part}_files",
+        args.faces,
+        time.monotonic() + 60 * args.minutes,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -61,6 +65,8 @@ def run_apart(name: str, args: argparse.Namespace, seconds: float) -> dict:
     command = [sys.executable, str(Path(__file__).resolve()), "--out", str(args.out), "--part", name]
     command += ["--dry_run"] if args.dry_run else []
     command += ["--device", args.device] if args.device else []
+    command += ["--faces", str(args.faces)] if args.faces else []
+    command += ["--minutes", str(seconds / 60)]
     start = time.monotonic()
     log = args.out / f"{name}.log"
     # threads that spin for each other on cores that others use too make a step 50 times slower
@@ -128,6 +134,9 @@ def cell(value: object) -> str:
 def main(argv=None) -> int:
     args = parse_args(argv)
     args.out = user_path(args.out)
+    args.faces = user_path(args.faces) if args.faces else None
+    if args.faces:
+        training_options(args.faces)  # what is missing is told now
     args.out.mkdir(parents=True, exist_ok=True)
     if args.part:
         run_part(args)
@@ -138,8 +147,10 @@ def main(argv=None) -> int:
     about, parts, end = machine(device), [], time.monotonic() + 60 * args.minutes
     for name in args.parts:
         seconds = min(end - time.monotonic(), SHARES[name] * 60 * args.minutes)
-        if seconds < 5:
-            parts.append({"part": name, "status": "skipped", "seconds": 0.0, "rows": [], "output": ["no time left"]})
+        why = "no --faces to train on" if name == "train" and not args.faces else ""
+        why = why or ("no time left" if seconds < 5 else "")
+        if why:
+            parts.append({"part": name, "status": "skipped", "seconds": 0.0, "rows": [], "output": [why]})
         else:
             parts.append(run_apart(name, args, seconds))
         print(f"{name}: {parts[-1]['status']}, {parts[-1]['seconds']:.0f} s", flush=True)
@@ -154,6 +165,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--minutes", type=float, default=7.5, help="for all parts together (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="default: all")
+    parser.add_argument("--faces", metavar="FOLDER", help="carried faces, for the part train")
     parser.add_argument("--dry_run", action="store_true", help="every part on the CPU, with tiny sizes")
     parser.add_argument("--device", help="cuda, cuda:1 (default: cuda)")
     parser.add_argument("--part", choices=PARTS, metavar="PART", help="run this one in this process")

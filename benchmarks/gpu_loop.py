@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_step import ALL_HARD, NONE_HARD, Batches, Plan, attempt, made_up, make, step, timed
+from benchmarks.gpu_train import train
 from benchmarks.stages import silence
 from config_mask import RECIPES, config
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
@@ -255,4 +256,4 @@ def one_validation(plan: Plan, depth: int, side: int) -> dict:
     }
 
 
-PARTS = {part.__name__: part for part in (tests, step, loop, memory, validate)}
+PARTS = {part.__name__: part for part in (tests, step, loop, memory, validate, train)}

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import math
 import statistics
 import time
 import traceback
@@ -32,11 +33,14 @@ OWN_CBAM = v9.CBAM.forward
 
 
 class Plan(NamedTuple):
-    """device: where to compute. tiny: a dry run on a CPU, of small sizes. folder: for files."""
+    """device: where to compute. tiny: a dry run on a CPU, of small sizes. folder: for files. faces: a folder of
+    benchmarks/pack_for_gpu.py. end: of the time given, by time.monotonic()."""
 
     device: torch.device
     tiny: bool
     folder: Path
+    faces: Path | None = None
+    end: float = math.inf
 
 
 def attempt(rows: dict, measure: Callable[[], dict]) -> dict:

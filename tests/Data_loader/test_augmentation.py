@@ -22,6 +22,7 @@ from Data_loader.augmentation import (
     within,
 )
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader, check_padding
+from Data_preprocessing import pack_faces
 from Data_preprocessing.landmark_file import read_landmarks
 from Data_preprocessing.manifest import read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
@@ -214,6 +215,14 @@ def test_shown_faces_do_not_depend_on_the_number_of_loader_processes(augmented, 
         for batch, other in zip(batches, expected, strict=True):
             assert all(torch.equal(batch[key], other[key]) for key in batch)
     assert expected[0]["targets"].unique().tolist() == [0, 255]
+
+
+def test_faces_from_packs_are_shown_as_those_from_files(augmented, drawn, tmp_path):
+    blended = {**augmented, "mix": 0.5, "teacher": "dlib", "triplet_weight": 0.0, "attention": "none"}
+    pack_faces.main(["--data_path", blended["notmask_data_path"], "--output", str(tmp_path)])
+    packed = {**blended, "notmask_data_path": f"{tmp_path}/train_face_notmask.tar", "train_data_path": "nowhere"}
+    for batch, other in zip(V9_train_dataloader(packed), V9_train_dataloader(blended), strict=True):
+        assert batch.keys() == other.keys() and all(torch.equal(batch[key], other[key]) for key in batch)
 
 
 def test_a_face_is_shown_differently_each_time(augmented):

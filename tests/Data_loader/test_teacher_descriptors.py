@@ -18,6 +18,7 @@ import torch
 
 from Data_loader import teacher_descriptors as teacher
 from Data_loader.teacher_descriptors import RECORD, cache_path_of, face_descriptors, mark_of
+from Data_preprocessing import pack_faces
 from Data_preprocessing.face_alignment import FaceAligner
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.photo_files import decode_photo, iter_photos, read_photo, write_jpeg
@@ -100,6 +101,18 @@ def cached(tmp_path) -> np.ndarray:
     data = (tmp_path / "set_dlib.bin").read_bytes()
     assert data.startswith(MARK)
     return np.frombuffer(data[len(MARK) :], RECORD)
+
+
+def test_a_pack_has_the_descriptors_of_its_folder(tmp_path, faces):
+    pack_faces.main(["--data_path", str(tmp_path / "faces")])
+    expected = describe(tmp_path, faces)
+    packed, cache = tmp_path / "faces.tar", tmp_path / "set_dlib.bin"
+    np.testing.assert_array_equal(face_descriptors(faces, packed, cache, 1, forbidden), expected)
+    made_of_pack = tmp_path / "other_dlib.bin"
+    few = face_descriptors(faces, packed, made_of_pack, 2, first_values)
+    np.testing.assert_array_equal(face_descriptors(faces, tmp_path / "faces", made_of_pack, 1, forbidden), few)
+    with pytest.raises(DataError, match=r"1 of the 1 faces .*The pack .*faces\.tar lacks the face p0/none\.jpg"):
+        face_descriptors(["p0/none.jpg"], packed, cache, 1, fake_descriptor)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Training batches: right pixels, the same batches with 0, 1 and 2 loader processes, and files that are not right."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from Data_loader.Data_loader_facenet_notmask import V9_train_dataloader as V9_no
 from Data_loader.face_files import check_files
 from Data_loader.triplet_dataset import FaceDataset, FaceLoader, FaceNames, TrainDataset
 from Data_loader.triplets import load_triplets, read_index
+from Data_preprocessing import pack_faces
 from Script_tools.files import DataError
 
 SIZE = 32
@@ -114,6 +117,26 @@ def test_workers_do_not_change_the_batches(config, monkeypatch):
         expected = expected or batches
         assert_equal(batches, expected)
     assert_equal(expected[10:], expected[8:10])  # from batch 3 on
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_batches_from_packs_are_those_from_files(config, monkeypatch, method):
+    monkeypatch.setattr("Data_loader.Data_loader_facenet_mask.usable_processors", lambda: 2)
+    expected = list(V9_train_dataloader(config))
+    packed = packs_of(config)
+    for workers in (0, 2):
+        loader = V9_train_dataloader({**packed, "num_workers": workers})
+        loader.multiprocessing_context = method if workers else None
+        assert_equal(list(loader), expected)
+
+
+def packs_of(config):
+    """The config with its folders packed, and moved away."""
+    keys = ("train_data_path", "mask_data_path")
+    pack_faces.main(["--data_path", *(config[key] for key in keys)])
+    for key in keys:
+        Path(config[key]).rename(f"{config[key]}_moved")
+    return {**config, **{key: f"{config[key]}.tar" for key in keys}}
 
 
 def test_epoch_can_be_left_early_and_workers_live_on(config):
@@ -220,3 +243,19 @@ def test_missing_files_are_counted_before_the_start(config, tmp_path):
     check_files(read_index(config["train_data_index"]).faces, config["train_data_path"])
     with pytest.raises(DataError, match=r"no folder .*nowhere.*--demo"):
         V9_train_dataloader({**config, "mask_data_path": str(tmp_path / "nowhere")})
+
+
+def test_what_a_pack_lacks_is_counted_before_the_start_and_named_when_read(config, tmp_path):
+    whole = packs_of(config)
+    for row in (2, 7):
+        (tmp_path / "targets_moved" / f"p{row // PHOTOS}" / f"{row:02d}.jpg").unlink()
+    pack_faces.main(["--data_path", str(tmp_path / "targets_moved")])
+    lacking = {**whole, "mask_data_path": f"{tmp_path}/targets_moved.tar"}
+    with pytest.raises(DataError, match=r"2 of the 12 faces .* the pack .*_moved\.tar: p0/02\.jpg, p2/07\.jpg\. Pack"):
+        V9_train_dataloader(lacking)
+    faces = read_index(config["train_data_index"]).faces
+    dataset = TrainDataset(faces, whole["train_data_path"], lacking["mask_data_path"], SIZE)
+    with pytest.raises(DataError, match=r"The pack .*targets_moved\.tar lacks the face p2/07\.jpg\. Make it"):
+        dataset[0, 1, 7]
+    with pytest.raises(DataError, match=r"There is no pack of faces .*nowhere\.tar\. Make it"):
+        V9_train_dataloader({**whole, "mask_data_path": f"{tmp_path}/nowhere.tar"})

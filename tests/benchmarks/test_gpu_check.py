@@ -2,10 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, pack_for_gpu
 from benchmarks.gpu_loop import PARTS
+from benchmarks.pack_for_gpu import choose_people, training_options
+from Data_loader.triplets import Index, read_index
+from Data_preprocessing.packed_faces import open_pack
+from Models.checkpoint import load_checkpoint
+from Script_tools.files import DataError
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +25,8 @@ def test_every_part_gives_its_rows(checked):
     code, report, text = checked
     parts = {part["part"]: part for part in report["parts"]}
     assert code == 0 and list(parts) == list(PARTS), text
+    train = parts.pop("train")
+    assert train["status"] == "skipped" and train["output"] == ["no --faces to train on"]
     assert [name for name, part in parts.items() if part["status"] != "ok"] == []
     assert all(part["rows"] and part["seconds"] > 0 for part in parts.values())
     steps = {row["step"]: row for row in parts["step"]["rows"]}
@@ -61,3 +69,66 @@ def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu_check.PARTS, "step", rows)
     gpu_check.run_part(args)
     assert written == [[{"step": 0}], [{"step": 0}, {"step": 1}]]
+
+
+# --- faces to carry --------------------------------------------------------------------------------------------------
+
+
+def pack(drawn, output, *options):
+    faces = {"train_data_path": "face_mask", "notmask_data_path": "face_notmask", "train_data_index": "face_mask.csv",
+             "manifest_path": "manifest.csv"}  # fmt: skip
+    paths = [part for key, name in faces.items() for part in (f"--{key}", str(drawn / f"train_{name}"))]
+    return pack_for_gpu.main(["--output", str(output), *paths, *options])
+
+
+@pytest.fixture(scope="module")
+def carried(drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("carry") / "faces"
+    return folder, pack(drawn, folder, "--recipe", "best")
+
+
+def test_carried_faces_have_all_and_nobody_is_trained_and_tested_on(carried):
+    folder, counts = carried
+    index = read_index(folder / "faces.csv")
+    tested = {path.parent.name for path in folder.glob("cache/*/test_face_mask/*/*.jpg")}
+    assert len(index.names) == len(tested) == 4 and not tested & set(index.names)
+    assert counts["training faces"] == len(index.faces) == len(open_pack(str(folder / "faces.tar"))) == 20
+    assert counts["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert counts["test faces"] == 20 and (folder / "faces_dlib.bin").exists()
+
+
+def test_so_many_people_as_fit_are_carried():
+    rng = np.random.default_rng(0)
+    classes = np.sort(rng.integers(200, size=900))
+    faces = [f"p{person:03}/{row}.jpg" for row, person in enumerate(classes)]
+    size, most = rng.integers(10_000, 20_000, 900), 5_000_000
+    chosen = choose_people(Index(faces, classes, sorted({face[:4] for face in faces})), size, 2 * size, most, 0)
+    trained, tested = ([faces.index(face) for face in part] for part in chosen)
+    assert 0.95 * most < size[trained].sum() + 2 * size[tested].sum() <= most
+    assert 0.12 * most < 2 * size[tested].sum() <= 0.15 * most
+    people = [set(classes[rows]) for rows in (trained, tested)]
+    assert not people[0] & people[1] and all(np.bincount(classes[tested])[list(people[1])] >= 2)
+    for rows, own in zip((trained, tested), people, strict=True):  # whole people
+        assert len(rows) == np.isin(classes, list(own)).sum()
+
+
+def test_what_cannot_be_carried_is_told(drawn, tmp_path):
+    with pytest.raises(DataError, match=r"test_what.* is not empty"):
+        (tmp_path / "something").touch()
+        pack(drawn, tmp_path, "--recipe", "best")
+    with pytest.raises(DataError, match=r"--most_mb 0\.01: too little"):
+        pack(drawn, tmp_path / "none", "--recipe", "best", "--most_mb", "0.01")
+    with pytest.raises(DataError, match=r"--recipe v9: only bare faces are carried.*: best, .*trunks"):
+        pack(drawn, tmp_path / "none", "--recipe", "v9")
+    with pytest.raises(DataError, match=r"There is no .*none/settings\.json: make the folder with"):
+        training_options(tmp_path / "none")
+
+
+def test_carried_faces_are_trained_on_without_photos(carried, tmp_path):
+    command = ["--out", str(tmp_path), "--dry_run", "--parts", "train", "--faces", str(carried[0])]
+    assert gpu_check.main(command) == 0, (tmp_path / "gpu_check.md").read_text()
+    trial, whole = json.loads((tmp_path / "gpu_check.json").read_text())["parts"][0]["rows"]
+    assert (trial["run"], whole["run"], whole["train"]) == ("trial", "whole", "best")
+    assert whole["images"] == 36 and 0 <= whole["masked_auc"] <= 1 and whole["images_per_second"] > 0
+    checkpoint = load_checkpoint(tmp_path / "best.pt")
+    assert checkpoint["train_people"] == read_index(carried[0] / "faces.csv").names
