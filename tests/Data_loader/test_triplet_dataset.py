@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from config_mask import config as defaults
+from Data_loader import Data_loader_facenet_mask
 from Data_loader.batch_sampler import TripletBatchSampler, epoch_tables
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
 from Data_loader.Data_loader_facenet_notmask import V9_train_dataloader as V9_notmask_dataloader
@@ -259,3 +260,12 @@ def test_what_a_pack_lacks_is_counted_before_the_start_and_named_when_read(confi
         dataset[0, 1, 7]
     with pytest.raises(DataError, match=r"There is no pack of faces .*nowhere\.tar\. Make it"):
         V9_train_dataloader({**whole, "mask_data_path": f"{tmp_path}/nowhere.tar"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "training", "processes"), [(None, 1, 8), (None, 4, 2), (None, 16, 0), (3, 1, 3), (99, 2, 4), (0, 1, 0)]
+)
+def test_loader_processes_are_a_share_of_the_cores_at_most(wanted, training, processes, monkeypatch):
+    monkeypatch.setattr(Data_loader_facenet_mask, "usable_processors", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(training))
+    assert Data_loader_facenet_mask.num_processes({"num_workers": wanted}) == processes
