@@ -21,6 +21,7 @@ from benchmarks import baseline
 from benchmarks.stages import silence
 from config_mask import config
 from Models import CBAM_Face_attention_Resnet as v9
+from Models import attention_modules
 from train_maskV9 import train_one_epoch
 from Training.learner import Learner
 from Training.memory import peak_memory_mb, reset_peak_memory
@@ -29,7 +30,7 @@ from Training.setup import prepare_network
 from Training.step import Objective
 
 ALL_HARD, NONE_HARD = 1e3, -1e3  # margins
-OWN_CBAM = v9.CBAM.forward
+OWN_LARGEST = attention_modules.largest
 
 
 class Plan(NamedTuple):
@@ -84,29 +85,19 @@ def make(depth: int, side: int, plan: Plan, objective: Objective, **changes: obj
     return Learner(network, optimizer, objective, plan.device, mean_target, compile=settings["compile"])
 
 
-def cbam_by_amax(self: v9.CBAM, x: torch.Tensor) -> torch.Tensor:
-    """CBAM with a reduction over the map in place of adaptive_max_pool2d."""
-    mean, maximum = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    x = x * torch.sigmoid(self.channel(mean) + self.channel(maximum))
-    return x * torch.sigmoid(self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
-
-
-def cbam_in_one_call(self: v9.CBAM, x: torch.Tensor) -> torch.Tensor:
-    """And with the perceptron called once for mean and maximum."""
-    both = torch.cat([x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)])
-    mean, maximum = self.channel(both).chunk(2)
-    x = x * torch.sigmoid(mean + maximum)
-    return x * torch.sigmoid(self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+def by_pooling(x: torch.Tensor) -> torch.Tensor:
+    """The maximum over each map as on a CPU, in place of amax."""
+    return F.adaptive_max_pool2d(x, 1)
 
 
 @contextlib.contextmanager
-def cbam(forward: Callable | None) -> Iterator[None]:
-    """CBAM computes by ``forward`` inside the block."""
-    v9.CBAM.forward = forward or OWN_CBAM
+def largest(way: Callable | None) -> Iterator[None]:
+    """CBAM finds the maximum over a map by ``way`` inside the block."""
+    attention_modules.largest = way or OWN_LARGEST
     try:
         yield
     finally:
-        v9.CBAM.forward = OWN_CBAM
+        attention_modules.largest = OWN_LARGEST
 
 
 def timed(plan: Plan, run: Callable[[], None], images: int, rounds: int = 3) -> dict:
@@ -129,13 +120,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def one_step(plan: Plan, depth: int, side: int, batch: int, forward: Callable | None = None, targets: int | None = None,
+def one_step(plan: Plan, depth: int, side: int, batch: int, way: Callable | None = None, targets: int | None = None,
              classes: bool = False, **changes: object) -> dict:  # fmt: skip
     """The recipe's step on noise that lies on the device, with one thing changed."""
     objective = Objective(ALL_HARD, config["embedding_scale"])
     if classes:
         objective = objective._replace(classes=torch.arange(9999) // 4)
-    with cbam(forward), silence():
+    with largest(way), silence():
         learner, data = make(depth, side, plan, objective, **changes), made_up(batch, side, plan.device)
         if targets:
             small = F.interpolate(data["targets"].flatten(0, 1).float(), (targets, targets), mode="area")
@@ -147,19 +138,20 @@ def one_step(plan: Plan, depth: int, side: int, batch: int, forward: Callable | 
         steps = 2 if plan.tiny else 20
         train_one_epoch(learner, Batches([data] * 2))
         found = timed(plan, lambda: train_one_epoch(learner, Batches([data] * steps)), 3 * batch * steps)
-        if forward:
-            found |= {"largest_difference": difference(forward, plan.device)}
+        if way:
+            found |= {"largest_difference": difference(way, plan.device)}
         return found | {"first_step_s": first, "host_waits_a_step": host_waits(plan, learner, data)}
 
 
-def difference(forward: Callable, device: torch.device) -> float:
+def difference(way: Callable, device: torch.device) -> float:
     """The largest difference of a block's output, and of its gradient, from CBAM's own, in float32."""
     torch.manual_seed(0)
     block, outputs = v9.CBAM(64).to(device), []
     x = torch.randn(4, 64, 9, 7, device=device)
-    for way in (forward, OWN_CBAM):
+    for each in (way, None):
         own = x.clone().requires_grad_()
-        out = way(block, own)
+        with largest(each):
+            out = block(own)
         outputs.append((out.detach(), torch.autograd.grad(out.square().sum(), own)[0]))
     return max(float((a - b).abs().max()) for a, b in zip(*outputs, strict=True))
 
@@ -229,13 +221,11 @@ def step(plan: Plan) -> Iterator[dict]:
         (sizes[0], "three forwards, float32, TF32 on", functools.partial(old, tf32=True)),
         (sizes[0], "three forwards, float32, TF32 off", functools.partial(old, tf32=False)),
         (sizes[0], "ours, float32 (TF32 in convolutions)", functools.partial(ours, precision="float32")),
-        (sizes[0], "amax for adaptive_max_pool2d", functools.partial(ours, forward=cbam_by_amax)),
-        (sizes[0], "amax, one perceptron call", functools.partial(ours, forward=cbam_in_one_call)),
+        (sizes[0], "adaptive_max_pool2d for amax", functools.partial(ours, way=by_pooling)),
         (sizes[0], "targets of the map's size", functools.partial(ours, targets=-(-sizes[0][1] // 32))),
         (sizes[0], "activation checkpointing", functools.partial(ours, activation_checkpointing=True)),
         (sizes[0], "ours, again", ours),
         (sizes[-1], "triplets sought in the batch", functools.partial(ours, classes=True)),
-        (sizes[-1], "amax, one perceptron call", functools.partial(ours, forward=cbam_in_one_call)),
         (sizes[-1], "three forwards, float32, TF32 on", functools.partial(old, tf32=True)),
     ]
     if not plan.tiny:  # minutes on a CPU
