@@ -20,7 +20,7 @@ from Data_loader.teacher_descriptors import chip_side, to_size
 from Data_preprocessing.landmark_file import Landmarks
 from Data_preprocessing.mask_drawing import draw_attention_target
 from Script_tools.files import DataError
-from Script_tools.workers import keep_freed_memory
+from Script_tools.workers import IMAGES, keep_freed_memory
 
 PREFETCH = 2  # batches that each loader process may make ahead
 SPARES = 2  # pieces of one shape that wait to be used again
@@ -259,7 +259,7 @@ def _start_worker(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_main_process, daemon=True).start()
-    keep_freed_memory()
+    keep_freed_memory(IMAGES)
     cv2.setNumThreads(0)  # the processes are the parallelism; threads of each on top would fight for the cores
 
 

@@ -1,7 +1,6 @@
 """Peak memory of an epoch, and what to lower where memory runs out."""
 
 import contextlib
-import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,21 +12,6 @@ from Script_tools.files import DataError
 # what torch says where an allocation failed: the CPU's allocator on Windows, on Linux; cuBLAS and cuDNN; the driver;
 # and where each of cuDNN's ways to convolve has failed for want of memory, which is not told apart
 SIGNS = ("not enough memory", "can't allocate memory", "ALLOC_FAILED", "out of memory", "unable to find an engine")
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next step, where it is glibc.
-
-    Left alone it gives each large block back to the system, which zeroes it anew, page by page, when the next layer
-    asks: a training step of SFace on 192 images took 2.7 times as long (24 s instead of 9, two cores). What lies free
-    between the blocks in use costs memory: 2.1 GB instead of 1.9 after 40 steps on 16 images, 5.3 instead of 3.6 on 64.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc, or no C library by that name
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -25,10 +25,10 @@ from Evaluation.scores import check_enough
 from Models.checkpoint import build_network, init_from, keep_straightener, load_checkpoint
 from Models.face_trunks import TRUNKS, FaceTrunks, weights_of
 from Script_tools.files import DataError
+from Script_tools.workers import keep_freed_memory
 from Training.distributed import gather_rows, rank, world_size
 from Training.doubles import look_alikes, told
 from Training.learner import Learner
-from Training.memory import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
 from Training.state import IDENTITY_FILE, TEACHER_MEAN, names_that_tell_nothing, people_seen
 from Training.step import Objective, half_precision

@@ -27,7 +27,7 @@ from Script_tools.chip_geometry import chip_share
 from Script_tools.files import DataError, user_path
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
-from Training.memory import keep_freed_memory
+from Script_tools.workers import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share
 from Training.step import half_precision
 
