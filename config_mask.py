@@ -84,7 +84,7 @@ config = {
     "precision": "auto",  # auto: half precision on CUDA, float32 on the CPU; float32; bfloat16: where it is fast
     "compile": False,  # torch.compile: half a minute or more at the start for faster steps; needs a C++ compiler
     "activation_checkpointing": False,  # compute each block twice instead of keeping its activations: less memory
-    "num_workers": None,  # processes that load images, for each training process; None: its share of the cores
+    "num_workers": None,  # processes that load images, for each training process; None: its share of cores, up to 32
     "seed": 0,  # of triplets, masks, first weights
     "deterministic": False,  # on CUDA the same figures with every start, where kernels allow it (a warning says where
     # ^ not); slower

@@ -33,7 +33,7 @@ from Training.learner import Learner
 from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.optimizer import decayed_rate
 from Training.run import SilentRun, TrainingRun, open_run
-from Training.setup import RunData, make_data, make_learner, make_objective, mine, set_rate
+from Training.setup import RunData, choose_kernels, make_data, make_learner, make_objective, mine, set_rate
 from Training.state import TEACHER_MEAN, begin_best_anew, restore, resumed, training_state
 from Training.step import Objective, batch_loss, find_hard, judge, on_device, pack_hard_triplets, screen
 
@@ -45,6 +45,7 @@ def main(argv=None) -> dict | None:
     changes = DEMO if args.demo else None
     config, checkpoint = resumed(args, changes) if args.resume is not None else (config_from_args(args, changes), None)
     with process_group(args.device) as device, memory_advice(config):
+        choose_kernels(config)
         if args.demo and is_main():
             from Data_preprocessing.demo_data import prepare_demo  # only the demo needs dlib
 
@@ -86,7 +87,7 @@ def train(
         mean = {TEACHER_MEAN: objective.teacher.mean.cpu()} if config["teacher_centred"] and objective.teacher else {}
         run.save(training_state(learner, config, progress, data.people, within) | mean, improved)
 
-    if config["validate_first"] and not (progress["epoch"] or position.batch):
+    if config["validate_first"] and not checkpoint:
         run.record(progress, None, *evaluate(learner.tested, data.test_sets, device))
     stopped = partial(run.stopped, device=args.device)
     interruption = Interruption(save, stopped, config["save_every_minutes"], device, config["packed"])
@@ -101,7 +102,7 @@ def train(
                 loader,
                 set_rate=partial(set_rate, learner.optimizer, config, epoch, position.batch + len(loader)),
                 position=position,
-                after_step=interruption.after_step,
+                after_batch=interruption.after_batch,
                 desc=f"epoch {epoch + 1}/{config['epochs']}",
             )
             interruption.before_validation()
@@ -134,7 +135,7 @@ def train_one_epoch(
     *,
     set_rate: Callable[[int], None] = lambda batch: None,
     position: Position = Position(),  # noqa: B008 - a NamedTuple does not change
-    after_step: Callable[[Callable[[], Position]], None] = lambda where: None,
+    after_batch: Callable[[Callable[[], Position], bool], None] = lambda where, stepped: None,
     desc: str = "training",
 ) -> dict:
     """Train on every batch of ``loader`` once.
@@ -144,7 +145,8 @@ def train_one_epoch(
             uint8 0 or 255, white = face above the mask, only if attention is supervised; "triplet": (B, 3) face rows}.
         set_rate: gives the optimizer the learning rate of a batch by its number, from 0.
         position: where in the epoch to begin; ``loader`` gives what comes from there on.
-        after_step: called after each step with a function that tells where in the epoch it was.
+        after_batch: called after each batch with a function that tells where in the epoch it was, and whether all that
+            was learned has become a step.
 
     Returns:
         The epoch's figures, named as in metrics.csv. Losses are means over the hard triplets trained on; hard
@@ -183,12 +185,13 @@ def train_one_epoch(
         batches = pack_hard_triplets(batches, hard_rows, learner.pack_to, waiting)
     for batch in batches:
         train_on_batch(learner, batch, loader.dataset, tally)
-        if not learner.pending:  # a checkpoint holds weights, not gradients that wait for others
-            after_step(where)
+        after_batch(where, not learner.pending)
         if is_main() and time.perf_counter() - told > TOLD_EVERY:
             bar.set_postfix_str(tally.told())
             told = time.perf_counter()
-    learner.step()  # with what the last batches left
+    if learner.pending:
+        learner.step()
+        after_batch(where, True)
     learner.average_running_statistics()
     return tally.figures(time.perf_counter() - start, distributed.all_sum(tally.totals())) | {
         "learning_rate": learner.optimizer.param_groups[0]["lr"],

@@ -20,6 +20,7 @@ from Script_tools.workers import usable_processors
 EYES_APART = 0.346  # of dlib's chip: the distance of the eyes' middles (median of 12,222 training faces; 1 % are below
 # 0.27, 1 % above 0.40)
 LOOKED_AT = 10_000  # faces
+MANY = 32  # loader processes: each has up to 50 MB of shared memory for its batches
 MORE_APART = 1.25  # times so much: another padding, not another set of people
 
 
@@ -163,8 +164,8 @@ def face_loader(config: dict, folder: str | Path, faces: Sequence[str], rank: in
 
 
 def num_processes(config: dict) -> int:
-    """The config's num_workers, but no more than there are processors for each of this machine's training processes,
-    which is what None stands for: more would only wait for each other."""
+    """The config's num_workers, but no more than there are processors for each of this machine's training processes:
+    more would only wait for each other. None: so many, or MANY."""
     training_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
     most, wanted = usable_processors() // training_processes, config["num_workers"]
-    return most if wanted is None else min(wanted, most)
+    return min(MANY if wanted is None else wanted, most)

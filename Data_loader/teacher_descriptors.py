@@ -7,6 +7,7 @@ several records of a face the last one holds. A run that is killed loses the fac
 which the next run cuts off. Nobody needs a lock to read.
 """
 
+import copy
 import multiprocessing
 import os
 import zlib
@@ -192,7 +193,10 @@ def add_missing(
     todo = todo[np.sort(np.unique(keys[todo], return_index=True)[1])]
     if compute is None:
         own = own_network(network, padding)  # what is missing is told before any process is started
-        compute = partial(descriptor, network=network, padding=padding) if device is None else None
+        if device is None:
+            compute = partial(descriptor, network=network, padding=padding)
+        else:
+            own = copy.deepcopy(own).to(device)  # this process's own stays where it is
     tasks = ((faces[row], np.array(records[rows[row], None]) if touched[row] else None) for row in todo)
     chunk = CHUNK if compute else BATCH
     num_workers = min(workers or usable_processors(), -(-len(todo) // chunk))
@@ -288,7 +292,7 @@ def descriptor(face: np.ndarray, network: str = "dlib", padding: float = PADDING
 
 @torch.inference_mode()
 def descriptors_of(faces: np.ndarray, network: FaceTrunks, device: torch.device) -> np.ndarray:
-    """(N, 128) float32 unit descriptors of (N, s, s, 3) uint8 RGB faces, computed on ``device`` in float32."""
+    """(N, 128) float32 unit descriptors of (N, s, s, 3) uint8 RGB faces by a network that is on ``device``."""
     images = torch.from_numpy(faces).to(device).permute(0, 3, 1, 2).contiguous()
-    with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 keeps three digits
-        return network.to(device)(images)[0].cpu().numpy()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps three digits
+        return network(images)[0].cpu().numpy()

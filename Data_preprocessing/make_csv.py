@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from Data_preprocessing.packed_faces import is_pack
 from Data_preprocessing.photo_files import person_folders, photos_of, survey
 from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
@@ -28,6 +29,8 @@ def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: missing folder, no sub-folders, no .jpg file in any, or a name that no CSV file can hold.
     """
+    if is_pack(data_path):
+        raise DataError(f"{data_path} is a pack: give the folder it was made of, whose index is the pack's too")
     names, ids, counts = [], [], []
     for person in tqdm(person_folders(data_path), desc="index", unit=" people"):
         faces = sorted(file[:-4] for file in photos_of(data_path, person) if file.endswith(".jpg"))

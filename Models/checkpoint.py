@@ -15,7 +15,7 @@ from Script_tools.files import DataError, file_errors, write_whole
 
 FORMAT = "V9 checkpoint 1"
 TEACHER_DIMS = {"dlib": 128, "sface": 128, "both": 256}  # numbers of a teacher's descriptors
-# what the checkpoints of before these keys were made with
+# what the checkpoints of before these keys were made with; adamw's decay, 0.01 then, is in their optimizer's state
 BEFORE = {
     "teacher": "none", "trunk": "resnet", "padding": 0.25, "detector": "dlib", "dlib_weight": 0.75,
     "train_straightener": False, "keep_last": 0, "momentum": 0.9, "weight_decay": 0.0, "ema_decay": 0.0,

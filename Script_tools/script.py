@@ -76,8 +76,7 @@ def choose_device(name: str | None = None) -> "torch.device":
     """
     import torch  # here: the scripts that read photos need not wait for it
 
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Models.checkpoint import BEFORE, load_checkpoint, require, save_checkpoint
 from Script_tools.files import DataError, user_path
 from Script_tools.script import ScriptParser, run_script
-from Training.state import FIXED_KEYS, differing
+from Training.state import FIXED_KEYS, STEP_KEYS, differing
 
+KIND = (*(key for key in FIXED_KEYS if key not in STEP_KEYS), "detector")  # that runs must have in common
 KEPT = ("config", "progress", "metrics")  # of the first checkpoint
 
 
@@ -52,7 +53,7 @@ def average(checkpoints: list[dict], names: list[str]) -> dict:
     """
     first = checkpoints[0]
     for name, other in zip(names, checkpoints, strict=True):
-        different = differing(other["config"], {**BEFORE, **first["config"]}, (*FIXED_KEYS, "detector"))
+        different = differing(other["config"], {**BEFORE, **first["config"]}, KIND)
         if different:
             raise DataError(f"{name} is of another kind than {names[0]}: {different}.")
         if ("straightener" in first) != ("straightener" in other):

@@ -52,7 +52,7 @@ def process_group(device_name: str | None) -> Iterator[torch.device]:
     if "LOCAL_RANK" not in os.environ:
         device = choose_device(device_name)
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # what is made on "cuda" without a number belongs there as well
+            torch.cuda.set_device(device.index or 0)  # what is made on "cuda" without a number belongs there as well
         yield device
         return
     device = choose_device(own_device(device_name, int(os.environ["LOCAL_RANK"])))

@@ -106,7 +106,7 @@ class Tally:
             "teacher_loss": mean("teacher_loss", "taught"),
             "attention_iou": mean("iou", "mapped"),
             "attention_iou_constant": mean("constant_iou", "mapped"),
-            "hard_triplets": int(t["hard"]),
+            "hard_triplets": int(t["hard"]) if t["triplets"] else None,
             "hard_share": mean("hard", "triplets"),
             "positive_distance": mean("positive", "triplets"),
             "negative_distance": mean("negative", "triplets"),

@@ -134,11 +134,18 @@ class Interruption:
         # not print: the signal may have come in the middle of one
         os.write(2, b"\nstopping after this step or validation; Ctrl-C again: at once, without a checkpoint\n")
 
-    def after_step(self, where: Callable[[], Position]) -> None:
-        """To be called after each step of every process; ``where`` gives the position."""
-        self._batches, self._where = self._batches + 1, where
-        if world_size() > 1 and self._batches % LOOK_EVERY:
+    def after_batch(self, where: Callable[[], Position], stepped: bool = True) -> None:
+        """To be called after each batch of every process; ``where`` gives the position.
+
+        ``stepped``: no gradients wait for those of further batches, which no checkpoint could hold.
+        """
+        self._batches += 1
+        if not stepped:
             return
+        self._where = where
+        if world_size() > 1 and self._batches < LOOK_EVERY:
+            return
+        self._batches = 0
         due = time.monotonic() - self._last >= self._seconds
         wish = all_max(self._signal or (WRITE if due else 0), self._device)
         if wish and self._can_save:

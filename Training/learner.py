@@ -1,10 +1,10 @@
 """What learns: the network with its optimizer, and how gradients become steps."""
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from Training.distributed import average_running_statistics, parallel
 from Training.step import Objective, make_scaler
@@ -17,9 +17,10 @@ class Learner:
     network: the bare one, on ``device``. mean_target: (1, 1, H, W) mean of the attention targets, 0..1, the map to
     beat. pack_to: look at all triplets without gradient first (batch normalisation with the batch's statistics, as in a
     step), and make steps on so many of those found hard, which are judged anew by then, without effect on the running
-    statistics: those are of all triplets, as the faces of a test are; None: a step on each batch. accumulate: add up
-    the gradients of so many batches for a step. clip: shorten the gradient of all weights together to this length; 0:
-    never. ema_decay: of the moving average of the weights that ``tested`` is then; 0: none.
+    statistics: those are of all triplets, as the faces of a test are; None: a step on each batch. accumulate: make a
+    step with the mean gradient of so many batches that have one; with fewer, counted as so many, where an epoch ends.
+    clip: shorten the gradient of all weights together to this length; 0: never. ema_decay: of the moving average of the
+    weights that ``tested`` is then; 0: none.
     """
 
     network: nn.Module
@@ -34,27 +35,25 @@ class Learner:
     compile: bool = False
     model: nn.Module = field(init=False)  # averages gradients over the processes, where there are several
     scaler: torch.amp.GradScaler = field(init=False)  # of the gradients, where float16 is used
-    average: AveragedModel | None = field(init=False, default=None)
+    average: nn.Module | None = field(init=False, default=None)
     pending: int = field(init=False, default=0)  # batches whose gradients wait for a step
 
     def __post_init__(self) -> None:
         self.model = parallel(self.network)
         if self.ema_decay:
-            average = get_ema_multi_avg_fn(self.ema_decay)
-            self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-            self.average.n_averaged += 1  # the weights it begins with count, also where a run goes on
+            self.average = copy.deepcopy(self.network).requires_grad_(False)
         if self.compile:
-            self.model.compile()  # the wrapper, not the network in it: graphs are cut where gradients are sent off
+            self.model.compile()
         self.scaler = make_scaler(self.device, self.objective.precision)
 
     @property
     def tested(self) -> nn.Module:
         """The network that is validated and saved."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.average is None else self.average
 
     def average_running_statistics(self) -> None:
         """Batch normalisation's, over the processes: before they are used or saved."""
-        for network in {self.network, self.tested}:
+        for network in dict.fromkeys((self.network, self.tested)):  # all processes in one order
             average_running_statistics(network)
 
     def learn(self, loss: torch.Tensor) -> None:
@@ -77,4 +76,22 @@ class Learner:
         self.scaler.update()
         self.pending = 0
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the network's weights and statistics.
+
+        Not torch's AveragedModel: it copies a counter to the card at each step, for which the host waits.
+        """
+        both = [(mine, own) for mine, own in zip(*(_state(net) for net in (self.average, self.network)), strict=True)]
+        floating = [pair for pair in both if pair[0].is_floating_point()]
+        averages, weights = map(list, zip(*floating, strict=True))
+        torch._foreach_lerp_(averages, weights, 1 - self.ema_decay)
+        for mine, own in both:
+            if not mine.is_floating_point():  # counters of batches
+                mine.copy_(own)
+
+
+def _state(network: nn.Module) -> list[torch.Tensor]:
+    return [*network.parameters(), *network.buffers()]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from Data_loader.Data_loader_facenet_mask import num_processes
 from Script_tools.files import DataError
 
 # what torch says where an allocation failed: the CPU's allocator on Windows, on Linux; cuBLAS and cuDNN; the driver;
@@ -56,7 +57,7 @@ def memory_advice(config: dict) -> Iterator[None]:
             raise DataError(
                 f"A process that loads images was ended from outside ({str(error).splitlines()[0]:.200}). Mostly "
                 "memory ran out, or shared memory (/dev/shm; in a container see its --shm-size): lower num_workers "
-                f"({config['num_workers']}), then go on with --resume."
+                f"({num_processes(config)}), then go on with --resume."
             ) from error
         ran_out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not (ran_out or any(sign in str(error) for sign in SIGNS)):

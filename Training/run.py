@@ -151,7 +151,7 @@ class TrainingRun:
         for key, test_set in test_sets.items():
             skipped = _reasons(test_set.pairs.skipped) or "none skipped"
             self.log(f"test pairs {self._called(key)}: {len(test_set.pairs.is_same)} used, {skipped}")
-        self._log_space(checkpoint_bytes(network, self.config["optimizer"]))
+        self._log_space(checkpoint_bytes(network, self.config))
         self._add_start(describe_start(device, self.config["train_data_index"], len(dataset), people))
 
     def _called(self, test_set: str) -> str:
@@ -260,6 +260,8 @@ class TrainingRun:
         row = self.rows[-1]
         for column, text in row.items():
             with suppress(ValueError):  # empty, or no number
+                if column == "epoch":
+                    continue
                 self.writer.add_scalar(f"{group_of(column)}/{column}", float(text), int(row["epoch"]))
         self.writer.flush()
 

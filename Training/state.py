@@ -24,9 +24,10 @@ from Script_tools.settings import config_from_args
 from Training.learner import Learner
 
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
+STEP_KEYS = ("momentum", "weight_decay", "ema_decay")  # which the optimizer's state is made with
 FIXED_KEYS = (
     "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "dlib_weight", "optimizer",
-    "teacher", "train_straightener", "momentum", "weight_decay", "ema_decay",
+    "teacher", "train_straightener", *STEP_KEYS,
 )  # fmt: skip
 TEACHER_MEAN = (
     "teacher_mean"  # key of a checkpoint: (D,) float32, from which a centred teacher's targets are directions
@@ -37,11 +38,12 @@ IDENTITY_FILE = "identity_meta.csv"  # VGGFace2's: Class_ID, Name, ...
 NUMBERED = re.compile(r"n[0-9]{6}")  # how VGGFace2 calls people
 
 
-def checkpoint_bytes(model: torch.nn.Module, optimizer_name: str) -> int:
+def checkpoint_bytes(model: torch.nn.Module, config: dict) -> int:
     """About how large a checkpoint of a run in float32 will be, once the optimizer has its state."""
-    copies = {"adam": 2, "adamw": 2}.get(optimizer_name, 1)
-    weights = sum(weight.numel() for weight in model.parameters())
-    return 4 * (weights * (1 + copies) + sum(buffer.numel() for buffer in model.buffers()))
+    copies = {"adam": 2, "adamw": 2}.get(config["optimizer"], 1)
+    weights, buffers = (sum(part.numel() for part in parts) for parts in (model.parameters(), model.buffers()))
+    networks = 2 if config["ema_decay"] else 1
+    return 4 * (weights * (networks + copies) + buffers * networks)
 
 
 def how_far(checkpoint: dict) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from Script_tools.workers import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share
 from Training.step import half_precision
 
-BATCH, LEARNING_RATE = 64, 0.002
+BATCH, LEARNING_RATE, WEIGHT_DECAY = 64, 0.002, 0.01
 BETA = 0.5  # of the smooth L1 loss: within half a deviation errors count squared, beyond as they are
 HELD_OUT = 50  # every fiftieth of the people is kept for measuring
 MEASURED = 1000  # moved faces of theirs
@@ -50,7 +50,7 @@ def train(dataset: MovedFaces, rows: np.ndarray, images: int, config: dict, devi
     if device.type == "cpu":
         keep_freed_memory()
     network = Straightener().to(device).train()
-    optimizer = make_optimizer("adamw", network.parameters())
+    optimizer = make_optimizer("adamw", network.parameters(), weight_decay=WEIGHT_DECAY)
     half, done, error = half_precision(device, config["precision"]) == torch.bfloat16, 0, None  # float16 needs a scaler
     with tqdm(total=images, desc="teaching", unit="face", unit_scale=True) as bar:
         for batch in loader(dataset, rows, images, config):

@@ -44,8 +44,9 @@ def at_equal_time(runs: dict[str, pd.DataFrame], columns: list[str], average: in
     end = min(metrics["x"].iloc[-1] for metrics in runs.values())
     rows = []
     for name, metrics in runs.items():
-        until = metrics[metrics["x"] <= end * 1.001].tail(average)
-        rows.append({"run": name, "until": round(float(until["x"].iloc[-1])), **until[columns].mean().round(4)})
+        until = metrics[metrics["x"] <= end * 1.001]
+        means = {column: round(until[column].dropna().tail(average).mean(), 4) for column in columns}  # some are empty
+        rows.append({"run": name, "until": round(float(until["x"].iloc[-1])), **means})
     return pd.DataFrame(rows)
 
 
@@ -54,7 +55,8 @@ def plot(runs: dict[str, pd.DataFrame], columns: list[str], x: str, path: Path) 
     figure = Figure(figsize=(4.2 * len(columns), 3.4))
     for axes, column in zip(np.atleast_1d(figure.subplots(1, len(columns), sharex=True)), columns, strict=True):
         for name, metrics in runs.items():
-            axes.plot(metrics["x"], metrics[column], marker=".", label=name)
+            there = metrics.dropna(subset=[column])  # not every epoch is validated
+            axes.plot(there["x"], there[column], marker=".", label=name)
         axes.set(title=column, xlabel=LABELS[x])
         axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the last panel: over it, it would hide lines

@@ -69,7 +69,7 @@ def run(sizes: list[int], easy_from: int | None = None, **options: object) -> di
     loader = Loader(batches(sizes, easy_from))
     learner = Learner(net, optimizer, objective, torch.device("cpu"), mean_target, **options)
     figures = train_one_epoch(learner, loader)
-    weights = sum(float(weight.detach().double().abs().sum()) for weight in net.parameters())
+    weights = sum(float(weight.detach().double().abs().sum()) for weight in learner.tested.parameters())
     gradients = [weight.grad is not None for weight in net.parameters()]
     return {**figures, "weights": weights, "stepped": all(gradients)}
 
@@ -80,6 +80,7 @@ def runs() -> dict:
         "one_process_without_hard": run([4, 4], easy_from=2),
         "none_hard": run([4], easy_from=0),
         "smaller_than_the_number_of_processes": run([4, 1]),
+        "accumulated, clipped, averaged": run([6, 6, 5], accumulate=2, clip=0.1, ema_decay=0.5),
         "packed": run([6, 6, 5], pack_to=3),
         "packed_one_process_without_hard": run([4, 4], easy_from=2, pack_to=2),
     }

@@ -352,6 +352,20 @@ def test_batches_on_a_device_give_what_the_workers_compute(drawn_faces, workers,
         face_descriptors([*names, "p/missing.jpg"], tmp_path / "faces", tmp_path / "set_dlib.bin", **where)
 
 
+def test_on_a_device_cudnn_stays_on_and_the_process_own_network_where_it_is(drawn_faces, tmp_path):
+    folder, names, _ = drawn_faces
+    switches, network = [], teacher.own_network("dlib", 0.25)
+    hook = network.register_forward_pre_hook(lambda *_: switches.append(torch.backends.cudnn.enabled))
+    try:
+        with pytest.raises(RuntimeError):  # "meta" has no numbers to give back
+            face_descriptors(names, folder / "faces", tmp_path / "a.bin", 1, device=torch.device("meta"))
+    finally:
+        hook.remove()
+    assert switches == [True]
+    assert {weight.device.type for weight in network.parameters()} == {"cpu"}
+    assert face_descriptors(names, folder / "faces", tmp_path / "a.bin", 1).shape == (len(names), 128)
+
+
 def test_a_cached_call_does_not_import_dlib(drawn_faces):
     folder, names, _ = drawn_faces
     expected = face_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)

@@ -121,7 +121,7 @@ def test_killed_while_packing_there_is_no_pack_and_the_next_run_tidies_up(tmp_pa
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
         "from Data_preprocessing import pack_faces, packed_faces\n"
         "padded = packed_faces.padded\n"
-        "packed_faces.padded = lambda data: (time.sleep(0.001), padded(data))[1]\n"
+        "packed_faces.padded = lambda data: (time.sleep(0.01), padded(data))[1]\n"
         f"pack_faces.main(['--data_path', {str(faces)!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -47,7 +47,14 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "one_process_without_hard", "none_hard", "smaller_than_the_number_of_processes"]
+    "name",
+    [
+        "plain",
+        "one_process_without_hard",
+        "none_hard",
+        "smaller_than_the_number_of_processes",
+        "accumulated, clipped, averaged",
+    ],
 )
 def test_two_processes_find_what_one_finds(one, two, name):
     alone, shared = one[name], two[0][name]
@@ -163,6 +170,17 @@ def test_one_process_needs_no_torchrun(monkeypatch):
         assert distributed.gather_rows(rows) is rows and distributed.from_main(5) == 5
         model = torch.nn.Linear(1, 1)
         assert distributed.parallel(model) is model
+
+
+@pytest.mark.parametrize(("name", "number"), [(None, 0), ("cuda", 0), ("cuda:1", 1)])
+def test_the_gpu_that_is_used_is_the_process_own(name, number, monkeypatch):
+    """Also where it is called by no number, as without --device."""
+    chosen = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(distributed, "choose_device", lambda name: torch.device(name or "cuda"))
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    with process_group(name):
+        assert chosen == [number]
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):

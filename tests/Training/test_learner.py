@@ -13,10 +13,13 @@ from Script_tools.files import DataError
 from Script_tools.settings import check_config
 from tests import tiny_training
 from tests.test_train_maskV9 import read_metrics, train
+from Training import interruption
 from Training import setup as training_setup
+from Training.interruption import Interruption, Position
 from Training.learner import Learner
 from Training.optimizer import make_optimizer
 from Training.setup import prepare_network
+from Training.state import restore_optimizer
 from Training.step import Objective
 
 CPU = torch.device("cpu")
@@ -99,9 +102,30 @@ def test_the_moving_average_is_what_its_formula_says():
         one.learn(losses(one, loss_of)[-1])
         wanted = 0.9 * wanted + 0.1 * weights(one.network)
         torch.testing.assert_close(weights(one.tested), wanted)
-    assert one.tested is not one.network and learner().tested is not None
+    assert one.tested is not one.network
     plain = learner()
     assert plain.tested is plain.network
+
+
+def test_an_old_adamw_goes_on_with_the_decay_it_had():
+    """torch's own, 0.01 of all weights, which stands in its state and not in the settings of then."""
+    old, network = nn.Linear(2, 1), nn.Linear(2, 1)
+    state = torch.optim.AdamW(old.parameters(), lr=0.1).state_dict()
+    optimizer = make_optimizer("adamw", network.parameters(), weight_decay=0.0)
+    restore_optimizer(state, optimizer)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01]
+
+
+def test_a_signal_is_obeyed_between_steps_and_looked_for_after_as_many_batches(monkeypatch):
+    saved, looks = [], []
+    monkeypatch.setattr(interruption, "world_size", lambda: 2)
+    monkeypatch.setattr(interruption, "all_max", lambda value, device: (looks.append(len(calls)), value)[1])
+    one = Interruption(saved.append, lambda number: None, 0.0, CPU, packed=False)
+    calls = []
+    for batch in range(1, 4 * interruption.LOOK_EVERY):
+        calls.append(batch)
+        one.after_batch(Position, batch % 16 == 0)
+    assert looks == [64, 128, 192]
 
 
 def test_the_average_is_saved_and_what_learns_beside_it(drawn_options, tmp_path, monkeypatch):

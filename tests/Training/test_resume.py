@@ -286,10 +286,10 @@ def test_several_processes_look_together_and_packed_ones_write_nothing(monkeypat
         saved = []
         one = Interruption(saved.append, saved.append, 0.0, torch.device("cpu"), packed)
         for _ in range(interruption.LOOK_EVERY - 1):
-            one.after_step(Position)
+            one.after_batch(Position)
         assert saved == [] == asked
         with pytest.raises(SystemExit) as end:  # the other process has got the signal
-            one.after_step(Position)
+            one.after_batch(Position)
         assert saved == wanted and end.value.code == 143
         asked.clear()
 
@@ -299,11 +299,11 @@ def test_signals_end_after_a_step_and_handlers_are_put_back():
     saved = []
     one = make_interruption(saved)
     with pytest.raises(SystemExit) as end, one.watching():
-        one.after_step(Position)
+        one.after_batch(Position)
         assert saved == []
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # at once: the same Ctrl-C, handed on
-        one.after_step(Position)
+        one.after_batch(Position)
     assert end.value.code == 130 and saved == [Position(), signal.SIGINT]
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 

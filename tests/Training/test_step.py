@@ -315,4 +315,4 @@ def test_a_step_of_the_recipe_has_few_operators(on_card, monkeypatch):
     with Operators() as operators:
         judged = judge(network, data, objective)
         batch_loss(judged, find_hard(judged, data, None), objective)[0].backward()
-    assert 1000 < operators.count <= 1250
+    assert operators.count <= 1250
