@@ -83,7 +83,7 @@ def fit_worn(landmarks: np.ndarray, kind: str, seed: int) -> WornMask:
 
 def draw_worn(image: np.ndarray, mask: WornMask, kind: str, colour: Colour) -> np.ndarray:
     """A new (H, W, 3) uint8 RGB image with the mask, of ``kind``, on it; its random numbers are used up."""
-    shape, rng = mask
+    (shape, rng), worn = mask, WORN_KINDS[kind]
     result = image.copy()
     reach = max(1, round(0.012 * shape.frame.height))
     outline, loops = shape.outline(), _loops(shape, rng)
@@ -105,11 +105,10 @@ def draw_worn(image: np.ndarray, mask: WornMask, kind: str, colour: Colour) -> n
     surface = _surface(shape, cover, near, corner, light.side, rng)
     jittered = np.float32(colour) * rng.uniform(0.9, 1.08) + rng.normal(0, 1 + 0.025 * max(colour), 3)
     jittered = jittered.clip(4, 248).astype(np.float32)
-    fabric = _lit(WORN_KINDS[kind].paint(surface, jittered), surface, light, light.shade[near])
+    fabric = _lit(worn.paint(surface, jittered), surface, light, light.shade[near])
     soft = blurred(cover[near] * np.float32(1 / 255), soft_blur)
     skin = patch.astype(np.float32)
     darken(skin[near], soft, reach, rng.uniform(0.15, 0.4))
-    worn = WORN_KINDS[kind]
     strap = jittered if worn.loop_colour is None or max(colour) < 90 else np.float32(worn.loop_colour)
     strings = _drawn_loops([loop - corner for loop in loops], cover.shape, worn.loop_width * shape.frame.height)
     strap = plain(light.seen @ (0.85 * strap), cover.shape)
