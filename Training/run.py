@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from Training.distributed import is_main, world_size
 from Training.provenance import describe_start, device_name
 from Training.state import checkpoint_bytes, how_far, plain_config
 from Training.step import half_precision
+from Training.tensorboard_log import open_writer, write_row
 
 TRAIN_COLUMNS = (
     "epoch learning_rate triplet_loss attention_loss attention_iou hard_triplets hard_share positive_distance "
@@ -97,7 +98,7 @@ class TrainingRun:
             raise DataError(f"There is a run {name} under {output} already: choose another --run_name, or --resume it.")
         for folder in (self.logs, self.checkpoints, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
-        self.writer = tensorboard_writer(self.logs, self.rows) if config["tensorboard"] else None
+        self.writer = open_writer(self.logs, self.rows) if config["tensorboard"] else None
         write_whole(self.logs / "config.json", json.dumps(plain_config(config), indent=2) + "\n")
         if self.rows:
             self._write_metrics()  # a row written after the checkpoint belongs to an epoch that will be done again
@@ -197,7 +198,8 @@ class TrainingRun:
                     row[f"{prefix}{protocol}_{column}"] = value
         self.rows.append({column: _cell(row.get(column)) for column in _columns(scores)})
         self._write_metrics()
-        self._write_scalars()
+        if self.writer:
+            write_row(self.writer, self.rows[-1], (*TRAIN_COLUMNS, *FURTHER_COLUMNS, *LAST_COLUMNS))
         self.log(self._line(progress, figures, scores))
         if figures and figures["collapsed"]:
             self.log(COLLAPSE_ADVICE)
@@ -252,18 +254,6 @@ class TrainingRun:
         path = self.logs / "metrics.csv"
         with file_errors(path):
             write_whole(path, text.getvalue())
-
-    def _write_scalars(self) -> None:
-        """The last row of metrics.csv for TensorBoard."""
-        if self.writer is None:
-            return
-        row = self.rows[-1]
-        for column, text in row.items():
-            with suppress(ValueError):  # empty, or no number
-                if column == "epoch":
-                    continue
-                self.writer.add_scalar(f"{group_of(column)}/{column}", float(text), int(row["epoch"]))
-        self.writer.flush()
 
     def save(self, state: dict, improved: bool = False) -> None:
         """Write last.pt, and after an epoch epoch_NNN.pt and best.pt where they are due; each whole or not at all."""
@@ -326,23 +316,6 @@ DEMO_MEANING = (
     "1.0 is perfect. The test people were not trained on. They are drawn, as all faces of the demo are: these figures "
     "show that every step works on this machine, and say nothing about real faces."
 )
-
-
-def tensorboard_writer(logs: Path, rows: list[dict[str, str]]):
-    """A writer of TensorBoard's files into ``logs``/tensorboard, which forgets what came after the last of the rows.
-
-    Raises DataError if TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise DataError("tensorboard = True: TensorBoard is not installed: pip install tensorboard") from error
-    return SummaryWriter(logs / "tensorboard", purge_step=int(rows[-1]["epoch"]) + 1 if rows else None)
-
-
-def group_of(column: str) -> str:
-    """'train' or 'test': what a column of metrics.csv tells of."""
-    return "train" if column in (*TRAIN_COLUMNS, *FURTHER_COLUMNS, *LAST_COLUMNS) else "test"
 
 
 def _columns(scores: dict) -> list[str]:

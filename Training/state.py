@@ -24,7 +24,7 @@ from Script_tools.settings import config_from_args
 from Training.learner import Learner
 
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
-STEP_KEYS = ("momentum", "weight_decay", "ema_decay")  # which the optimizer's state is made with
+STEP_KEYS = ("momentum", "weight_decay", "ema_decay")  # of how steps are made, whatever the network
 FIXED_KEYS = (
     "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "dlib_weight", "optimizer",
     "teacher", "train_straightener", *STEP_KEYS,
