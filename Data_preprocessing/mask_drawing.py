@@ -15,7 +15,7 @@ from Data_preprocessing.mask_geometry import face_outline, flat_mask_outline
 from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, WornMask, draw_worn, fit_worn, subpixel
 from Script_tools.files import DataError
 
-DRAWING = 1  # to be raised with every change of what is drawn: cached test faces are made anew then
+DRAWING = 2  # to be raised with every change of what is drawn: cached test faces are made anew then
 # RGB, roughly the masks one meets in the street
 MASK_COLOURS: dict[str, Colour] = {
     "white": (240, 240, 240),

@@ -46,6 +46,11 @@ class Surface(NamedTuple):
             place += start
         return sample(name, right, down, repeats / self.size)
 
+    def crumpled(self, least: float, most: float, repeats: float, angle: float = 0.0) -> np.ndarray:
+        """Light and shade of a crumpled fabric, about 0; its depth lies between ``least`` and ``most``."""
+        depth = least * (most / least) ** float(self.rng.random())
+        return depth * self.texture("crumple", repeats, angle)
+
     def plain(self, colour: np.ndarray) -> np.ndarray:
         """(H, W, 3) of one colour."""
         return plain(colour, self.u.shape)
@@ -71,7 +76,7 @@ def paint_surgical(surface: Surface, colour: np.ndarray) -> Fabric:
     relief += 1
     relief -= 0.07 * surface.line(edge - rng.uniform(0.03, 0.05), 0.006)
     relief += 0.05 * surface.line(v - 0.07, 0.03) * (np.abs(u) < 0.4)
-    relief += 0.028 * surface.texture("crumple", 2.5)
+    relief += surface.crumpled(0.02, 0.08, 1.3)
     if rng.random() < 0.5:  # the white inner layer shows at the hem
         hem = 0.7 * surface.line(edge, 0.015)
         return Fabric(lay_over(surface.plain(colour), surface.plain(WHITE), hem), relief)
@@ -82,9 +87,9 @@ def _cloth_relief(surface: Surface) -> np.ndarray:
     """Woven cloth: the weave, creases towards the ears, a stitched hem, with half of them a seam down the middle."""
     u, v, edge, rng = surface.u, surface.v, surface.edge, surface.rng
     seam, creases, turn = rng.random(3).tolist()
-    relief = 1 + 0.035 * surface.texture("weave", 7) + 0.022 * surface.texture("crumple", 2, 1.5 * turn)
+    relief = 1 + 0.045 * surface.texture("weave", 7) + surface.crumpled(0.03, 0.14, 1.2, 3 * turn - 1.5)
     folds = np.sin((9 + 8 * creases) * (v - 0.35) + 3 * turn) * share(np.abs(u) - 0.35)
-    relief += 0.2 * creases * folds
+    relief += 0.3 * creases * folds
     relief -= 0.06 * surface.line(edge - 0.035, 0.007)
     if seam < 0.5:
         relief += (0.09 * surface.light - 0.03) * np.clip(u * 3, -1, 1) * positive(1 - np.abs(u))
@@ -113,20 +118,21 @@ def paint_printed(surface: Surface, colour: np.ndarray) -> Fabric:
 
 def paint_black(surface: Surface, colour: np.ndarray) -> Fabric:
     """Black cloth, or smooth polyurethane sponge folded along its middle, with a soft gloss."""
+    gloss = surface.rng.uniform(0.3, 1.2)
     if surface.rng.random() < 0.4:
-        return Fabric(colour, _cloth_relief(surface), 0.15)
+        return Fabric(colour, _cloth_relief(surface), gloss)
     u, v = surface.u, surface.v
-    relief = 1 + 0.015 * surface.texture("weave", 9) + 0.04 * surface.texture("crumple", 1.2)
+    relief = 1 + 0.03 * surface.texture("weave", 9) + surface.crumpled(0.03, 0.14, 1.0)
     relief += (0.25 * surface.light) * np.clip(u * 4, -1, 1) * positive(1 - np.abs(u))
     relief += 0.2 * surface.line(0.5 * u, 0.01) * share(1.2 - v)
-    return Fabric(colour, relief, surface.rng.uniform(0.2, 0.8))
+    return Fabric(colour, relief, gloss)
 
 
 def paint_respirator(surface: Surface, colour: np.ndarray) -> Fabric:
     """A KN95 folded along its middle, a cup, or three panels; a metal strip on the nose, sometimes a valve."""
     u, v, edge, rng = surface.u, surface.v, surface.edge, surface.rng
     make, strip, valve, side = rng.random(4).tolist()
-    relief = 1 + 0.02 * surface.texture("crumple", 2.5) + 0.012 * surface.texture("weave", 9)
+    relief = 1 + 0.025 * surface.texture("weave", 9) + surface.crumpled(0.03, 0.11, 1.1)
     if make < 0.55:
         lit = math.copysign(0.07, surface.light) + 0.5 * surface.light
         relief += lit * np.clip(u * 6, -1, 1) * positive(1 - 0.6 * np.abs(u))

@@ -11,11 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 Point = tuple[float, float]
+MIRROR = np.array([-1.0, 1.0])
 JAW = slice(0, 17)
 FLAT_MASK = slice(2, 15)  # jaw points 2..14: the mask of the recipe
 BROWS = slice(17, 27)
 NOSE_BRIDGE, NOSE_BASE, CHIN = 27, 33, 8
 NOSE_LINE = [27, 28, 29, 30, 33, 51]  # down the nose to the upper lip
+# what sticks out farthest in a profile, and how far, as a share of the face's height, a mask stands off it: dlib's
+# points lie on the face, not on its outline
+PROFILE, STANDS_OFF = [30, 33, 51, 57, 8], np.array([0.09, 0.07, 0.05, 0.04, 0.0])
 LEFT_EYE, RIGHT_EYE = slice(36, 42), slice(42, 48)  # left and right in the image
 LOWER_LIDS = [40, 41, 46, 47]
 UPPER_LIP = [48, 50, 51, 52, 54]
@@ -23,6 +27,7 @@ STEPS = np.linspace(0, 1, 13)  # along a mask's lower edge
 HANG = np.sin(np.pi * STEPS) ** 0.7  # most at the chin
 CURVE = np.linspace(0, 1, 9)[:, None]  # along half an upper edge
 BEZIER = np.hstack([(1 - CURVE) ** 2, 2 * CURVE * (1 - CURVE), CURVE**2])  # of a quadratic Bezier curve's three points
+SIDE_STEPS = np.linspace(0, 1, 8)[1:-1, None]  # along a mask's side, where it is not straight
 EAR_LOOPS = np.array([0.2, 1.3, 15.8, 14.7])  # places on the jaw of their ends: left and right, upper and lower
 BELOW_NOSE = 0.05  # share of the masks worn below the nose
 # how far each brow point goes up to the hairline, as a share of the forehead's height: less at the temples
@@ -188,8 +193,43 @@ def fitted_shape(landmarks: np.ndarray, fit: MaskFit) -> MaskShape:
     upper = _upper_edge(points, sides, peak, fit.peak, frame.height)
     lower = _lower_edge(edge, base, fit, frame.height)
     middle = np.array([peak, base, (points[CHIN, 0], lower[:, 1].max())])
-    ears[:, :, 0] += np.sign(sides[:, 0] - base[0])[:, None] * 0.05 * frame.height
+    ears[:, :, 0] += np.sign(sides[:, 0] - base[0])[:, None] * 0.03 * frame.height
+    upper, lower = _over_profile(points, upper, lower, peak, frame.height)
     return MaskShape(frame, upper, lower, middle, ears)
+
+
+def _over_profile(
+    points: np.ndarray, upper: np.ndarray, lower: np.ndarray, peak: np.ndarray, height: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The two edges, led around nose, lips and chin where these stick out beside the mask, as they do in a profile."""
+    stands_off = STANDS_OFF * height
+    if (points[PROFILE, 0] - stands_off).min() < max(upper[0, 0], lower[-1, 0]):
+        mirrored = (points * MIRROR, upper[::-1] * MIRROR, lower[::-1] * MIRROR, peak * MIRROR)
+        upper, lower = (edge[::-1] * MIRROR for edge in _over_right_profile(*mirrored, stands_off))
+    if (points[PROFILE, 0] + stands_off).max() > min(upper[-1, 0], lower[0, 0]):
+        upper, lower = _over_right_profile(points, upper, lower, peak, stands_off)
+    return upper, lower
+
+
+def _over_right_profile(
+    points: np.ndarray, upper: np.ndarray, lower: np.ndarray, peak: np.ndarray, stands_off: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """``_over_profile`` on the right: a taut line from nose to chin, where it lies farther out than the edges."""
+    front = np.concatenate([peak[None], points[PROFILE]])
+    front[1:, 0] += stands_off
+    front = front[front[:, 1] >= peak[1]]  # a nose that is left bare sticks out as it will
+    inwards = upper[:, 0].min()
+    closed = convex_hull(np.concatenate([front, [(inwards, peak[1]), (inwards, front[:, 1].max())]]))
+    taut = closed[closed[:, 0] > inwards]
+    taut = taut[np.argsort(taut[:, 1])]
+    taut = _round_corners(_along(taut, np.linspace(0, len(taut) - 1, 4 * len(taut))))  # only the corners themselves
+    half = len(lower) // 2
+    lower = np.concatenate([upper[-1] + SIDE_STEPS * (lower[0] - upper[-1]), lower])
+    upper = upper.copy()
+    for edge in (upper[len(upper) // 2 :], lower[: half + len(SIDE_STEPS)]):
+        x = np.interp(edge[:, 1], taut[:, 1], taut[:, 0], left=-np.inf, right=-np.inf)
+        edge[:, 0] = np.maximum(edge[:, 0], x)
+    return upper, lower
 
 
 def _upper_edge(points: np.ndarray, sides: np.ndarray, peak: np.ndarray, flat: float, height: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from Data_preprocessing.mask_fabrics import (
     paint_respirator,
     paint_surgical,
 )
-from Data_preprocessing.mask_geometry import FitRange, MaskShape, fitted_shape, random_fit
+from Data_preprocessing.mask_geometry import BEZIER, FitRange, MaskShape, fitted_shape, random_fit
 from Data_preprocessing.mask_light import (
     Light,
     blur_reach,
@@ -30,10 +30,13 @@ from Data_preprocessing.mask_light import (
     positive,
     read_light,
     share,
+    soft_limit,
     three,
 )
 
 Colour = tuple[int, int, int]
+# how far each part of a loop covers, 0..255, from the mask to the ear: there hair or the ear itself hide it by and by
+LOOP_LEVELS = (220, 220, 220, 220, 205, 165, 105, 45)
 SUBPIXEL_BITS = 4  # OpenCV takes corners in sixteenths of a pixel
 
 
@@ -133,7 +136,7 @@ def _lit(fabric: Fabric, surface: Surface, light: Light, shade: np.ndarray) -> n
     if fabric.gloss:
         gloss = fabric.gloss * 34 * np.square(share(shade - 0.55))
         lit += cv2.merge([gloss * gain for gain in light.seen.sum(axis=1).tolist()])
-    cv2.threshold(lit, 252, 252, cv2.THRESH_TRUNC, lit)
+    soft_limit(lit)
     return lit
 
 
@@ -204,21 +207,23 @@ def _surface(
 
 
 def _loops(shape: MaskShape, rng: np.random.Generator) -> list[np.ndarray]:
-    """The ear loops to be seen, (5, 2) image points each: hair may hide them, and the head the far ones."""
+    """The ear loops to be seen, (9, 2) image points each: hair may hide them, and the head the far ones."""
     shown = rng.random(2) < 0.75
     ends = np.array([[shape.upper[0], shape.lower[-1]], [shape.upper[-1], shape.lower[0]]])
     widths = np.abs(ends[:, 0, 0] - shape.middle[1, 0])
     shown &= widths > 0.55 * widths.max()
-    middle = 0.5 * (ends + shape.ears) + (0, 0.03 * shape.frame.height)
-    bends = (ends, 0.5 * (ends + middle), middle, 0.5 * (middle + shape.ears), shape.ears)
-    return list(shape.frame.to_image(np.stack(bends, axis=2)[shown].reshape(-1, 2)).reshape(-1, 5, 2))
+    middle = 0.5 * (ends + shape.ears) + (0, 0.06 * shape.frame.height)
+    corners = np.stack([ends, middle, shape.ears], axis=2)[shown].reshape(-1, 3, 2)
+    return list(shape.frame.to_image((BEZIER @ corners).reshape(-1, 2)).reshape(-1, len(BEZIER), 2))
 
 
 def _drawn_loops(loops: list[np.ndarray], size: tuple[int, int], width: float) -> np.ndarray:
     """(H, W) float32 cover, 0..1, of the loops; a loop thinner than a pixel is as much paler."""
     drawn = np.zeros(size, np.uint8)
-    lines, level, thickness = [subpixel(loop) for loop in loops], round(220 * min(width, 1.0)), max(1, round(width))
-    cv2.polylines(drawn, lines, False, level, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
+    lines, thickness = [subpixel(loop) for loop in loops], max(1, round(width))
+    for start, level in enumerate(LOOP_LEVELS if lines else ()):
+        parts = [line[start : start + 2] for line in lines]
+        cv2.polylines(drawn, parts, False, round(level * min(width, 1.0)), thickness, cv2.LINE_AA, SUBPIXEL_BITS)
     return drawn * np.float32(1 / 255)
 
 

@@ -10,8 +10,11 @@ import cv2
 import numpy as np
 
 USUAL_SKIN = np.array([168, 126, 107], np.float32)  # RGB of skin in a well-exposed photo, about the mean over people
-USUAL_WHITE = 238.0  # the brightest parts of a well-exposed photo
+USUAL_SHINE = 215.0  # the brightest parts of such a face
+USUAL_WHITE = 238.0  # and of what is about it
+COUNTS = 0.35, 0.45, 0.6  # in the exposure: skin, what shines on it, and about it
 GRID = (9, 7)  # columns, rows: as coarse as light is, so that mouth and nostrils do not shine through
+BENDS, BRIGHTEST = 215.0, 264.0  # grey levels between which a camera gives ever less for more light
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 EYE = np.eye(3)
 SHARPEST = float(np.float32(0.4))  # px
@@ -44,7 +47,7 @@ def read_light(patch: np.ndarray, cover: np.ndarray) -> Light:
     shade = cv2.resize(coarse, patch.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     side = float(_mean(coarse[2:5, 5:]) - _mean(coarse[2:5, :4]))
     skin = np.array(cv2.mean(patch, cover)[:3], np.float32)
-    return Light(shade, min(max(side, -1.0), 1.0), _exposure(grey, skin), _blur(grey))
+    return Light(shade, min(max(side, -1.0), 1.0), _exposure(grey, cover, skin), _blur(grey))
 
 
 def _mean(values: np.ndarray) -> np.float32:
@@ -52,20 +55,29 @@ def _mean(values: np.ndarray) -> np.float32:
     return np.add.reduce(values, axis=None) / values.size
 
 
-def _exposure(grey: np.ndarray, skin: np.ndarray) -> np.ndarray:
-    """(3, 3) matrix ``Light.seen`` from the grey face and the mean RGB of its skin.
+def _exposure(grey: np.ndarray, cover: np.ndarray, skin: np.ndarray) -> np.ndarray:
+    """(3, 3) matrix ``Light.seen`` from the grey face, the mask's (H, W) cover and the mean RGB of the skin below.
 
-    Dark skin must not make a grey mask of a white one, so the brightest part of the face counts as much as the skin.
+    Dark skin must not make a grey mask of a white one, so what shines counts beside the skin; nor must a white mask
+    glow on a face in the dark before a bright wall, so what shines on the face counts beside what shines about it.
     """
-    some = grey[::2, ::2].ravel()
-    place = int(0.975 * (len(some) - 1))
-    some.partition(place)
-    exposure = math.sqrt(max(float(skin @ LUMA), 8) / USUAL_GREY * max(float(some[place]), 30) / USUAL_WHITE)
+    grey = grey[::2, ::2]
+    shine, white = _brightest(grey[cover[::2, ::2] > 127]), _brightest(grey.ravel())
+    shares = max(float(skin @ LUMA), 8) / USUAL_GREY, max(shine, 8) / USUAL_SHINE, max(white, 8) / USUAL_WHITE
+    exposure = math.prod(share**count for share, count in zip(shares, COUNTS, strict=True))
     colourful = min(float(skin.max() - skin.min()) / 18, 1.0)  # skin always has some colour
     tint = (np.maximum(skin, 8) / USUAL_SKIN) ** 0.35
     tint /= tint @ LUMA
-    gain = np.float64(min(max(exposure, 0.3), 1.07)) * (1 + colourful * (tint - 1))
+    gain = np.float64(min(max(exposure, 0.2), 1.04)) * (1 + colourful * (tint - 1))
     return gain[:, None] * (colourful * EYE + (1 - colourful) * LUMA)
+
+
+def _brightest(levels: np.ndarray) -> float:
+    """The level that 2.5 % of (N,) levels reach; 0 of none."""
+    if not len(levels):
+        return 0.0
+    place = int(0.975 * (len(levels) - 1))
+    return float(np.partition(levels, place)[place])
 
 
 def _blur(grey: np.ndarray) -> float:
@@ -100,6 +112,15 @@ def plain(colour: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def three(shade: np.ndarray) -> np.ndarray:
     """(H, W) -> (H, W, 3), the same for all three colours."""
     return cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB)
+
+
+def soft_limit(lit: np.ndarray) -> None:
+    """Bend light beyond ``BENDS`` towards ``BRIGHTEST``, in place, as a camera does: white keeps its folds."""
+    flat = lit.reshape(len(lit), -1)
+    if cv2.minMaxLoc(flat)[1] > BENDS:
+        beyond = positive(flat - np.float32(BENDS))
+        cv2.threshold(flat, BENDS, BENDS, cv2.THRESH_TRUNC, flat)
+        flat += cv2.divide(beyond, beyond * np.float32(1 / (BRIGHTEST - BENDS)) + 1)
 
 
 def lay_over(under: np.ndarray, over: np.ndarray, cover: np.ndarray) -> np.ndarray:

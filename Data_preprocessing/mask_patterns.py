@@ -45,7 +45,11 @@ def _weave(rng: np.random.Generator) -> np.ndarray:
 
 
 def _crumple(rng: np.random.Generator) -> np.ndarray:
-    return smooth_noise(rng, 9, 7)
+    """Wrinkles, mostly across, lit from above: where noise passes 0 its magnitude has a crease."""
+    height = abs(smooth_noise(rng, 18, 8)) + 0.5 * abs(smooth_noise(rng, 9, 5))
+    down, right = (np.roll(height, 2, axis) - np.roll(height, -2, axis) for axis in (0, 1))
+    slope = down + 0.5 * right
+    return slope / slope.std()
 
 
 def _places() -> tuple[np.ndarray, np.ndarray]:

@@ -561,7 +561,7 @@ def test_other_settings_are_refused_and_both_named(tmp_path, no_dlib, monkeypatc
     assert tree(out) == before
 
 
-OTHERWISE = [("detector", "dlib", "yunet"), ("padding", 0.25, 0.5), ("drawing", 1, 2), ("landmark_model", None, "x-1")]
+OTHERWISE = [("detector", "dlib", "yunet"), ("padding", 0.25, 0.5), ("drawing", 2, 3), ("landmark_model", None, "x-1")]
 
 
 @pytest.mark.parametrize(("key", "was", "now"), OTHERWISE)
