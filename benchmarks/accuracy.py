@@ -14,6 +14,7 @@ import argparse
 import csv
 import hashlib
 import io
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from benchmarks.sources import SOURCES, scores
 from config_mask import RECIPES, config
 from Data_loader.augmentation import tight_photo, within
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
-from Data_preprocessing.mask_drawing import ALL_KINDS
+from Data_preprocessing.mask_drawing import ALL_KINDS, DRAWING
 from Evaluation.embed import embed_faces
 from Evaluation.scores import PROTOCOLS
 from Losses.Attention_loss import attention_iou, resize_target
@@ -43,10 +44,10 @@ from Script_tools.settings import CHOICES, ROOT
 SUITES = ("flat", "kinds", "realigned")
 ALL_SUITES = (*SUITES, *(kind for kind in ALL_KINDS if kind not in SUITES))  # in the order of the table
 COLUMNS = (
-    "recipe seed images source suite unmasked masked cross pairs lost unmasked_with_lost masked_with_lost "
+    "recipe seed images source suite drawing unmasked masked cross pairs lost unmasked_with_lost masked_with_lost "
     "cross_with_lost attention_iou attention_iou_constant seconds"
 ).split()
-KEYS = COLUMNS[:5]
+KEYS = COLUMNS[:6]
 PEERS = {  # networks as they come, each with the detector that belongs to it
     "dlib": {"image_size": 150, "padding": 0.25, "detector": "dlib"},
     "sface": {"image_size": 168, "padding": 0.625, "detector": "yunet"},
@@ -168,7 +169,8 @@ def score(args: argparse.Namespace, name: str, embed, figures: dict, people=(), 
 
 def place_of(row: dict) -> str:
     """What distances of a row are stored under, behind the recipe's name."""
-    return row["suite"] if row["source"] == "lfw" else f"{row['source']}-{row['suite']}"
+    place = row["suite"] if row["source"] == "lfw" else f"{row['source']}-{row['suite']}"
+    return place if int(row["drawing"]) == 1 else f"{place}-drawing{row['drawing']}"
 
 
 def distances_file(csv_path: Path) -> Path:
@@ -216,11 +218,11 @@ def read_rows(path: Path) -> list[dict]:
     if not path.is_file():
         raise DataError(f"There is no {path} yet: --recipe NAME writes it.")
     with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+        return [{"drawing": "" if row["source"] == "real" else "1", **row} for row in csv.DictReader(file)]
 
 
 def add_rows(path: Path, rows: list[dict]) -> None:
-    """Write ``rows`` to the CSV, in place of those of the same recipe, seed, images and suite."""
+    """Write ``rows`` to the CSV, in place of those of the same recipe, seed, images, people and masks."""
 
     def key(row: dict) -> tuple:
         return tuple(str(row[column]) for column in KEYS)
@@ -252,7 +254,8 @@ def table(rows: list[dict]) -> str:
     groups = {}
     for number in order:
         row = rows[number]
-        groups.setdefault((row["suite"], row["recipe"], row["images"]), {}).setdefault(row["source"], []).append(row)
+        masks = row["suite"] + (f", drawing {row['drawing']}" if row["drawing"] not in ("", "1") else "")
+        groups.setdefault((masks, row["recipe"], row["images"]), {}).setdefault(row["source"], []).append(row)
     for (suite, recipe, images), sources in groups.items():
         seen = f"{int(images):,}" if int(images) else ""
         for source, same in sources.items():
@@ -280,13 +283,14 @@ def comparison(csv_path: Path, first: str, second: str) -> str:
     """AUC of row ``first`` less that of ``second`` ('recipe_images_seed') on the test masks that both were scored on,
     with a paired bootstrap over people."""
     rows, lines = stored_distances(csv_path), []
-    for place in [*ALL_SUITES, *(f"celeba-{suite}" for suite in ALL_SUITES)]:
+    kept = itertools.product((1, DRAWING), ("lfw", "celeba"), ALL_SUITES)
+    for place in (place_of({"drawing": drawing, "source": source, "suite": suite}) for drawing, source, suite in kept):
         one, other = (rows.get(f"{name}_{place}") for name in (first, second))
         if one is None or other is None or not np.array_equal(one["people"], other["people"]):
             continue  # also where one of them has lost some of the pairs
         for protocol in PROTOCOLS:
             difference, low, high = bootstrap(one["people"], one["is_same"], one[protocol], other[protocol])
-            lines.append(f"{place:<16} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
+            lines.append(f"{place:<26} {protocol:<9} {difference:+.4f}  (95 % interval {low:+.4f} to {high:+.4f})")
     if not lines:
         raise DataError(
             f"{distances_file(csv_path)} has no distances of {first} and {second} on the same test masks; rows are "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.accuracy import read_rows
+from Data_preprocessing.mask_drawing import DRAWING
 from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT
@@ -21,6 +22,7 @@ ROWS = {  # of the CSV, all with masks drawn on the photo, which is then found a
 }
 SOURCES = {"lfw": "LFW", "celeba": "CelebA", "real": "really masked"}
 PROTOCOLS = {"unmasked": "bare", "cross": "one masked"}
+MASKS = (("realigned", str(DRAWING)), ("real", ""))
 LOST = 0.01  # share of lost pairs from which it is told what they cost
 
 
@@ -40,7 +42,7 @@ def first_table(rows: list[dict]) -> str:
         cells = [name]
         for source in SOURCES:
             there = [row for row in rows if (row["recipe"], row["source"]) == (recipe, source)]
-            there = [row for row in there if row["suite"] in ("realigned", "real")]
+            there = [row for row in there if (row["suite"], row["drawing"]) in MASKS]
             if len(there) != 1:
                 raise DataError(f"{recipe} on {source}: {len(there)} rows in the CSV where one is wanted")
             cells += [cell(there[0], protocol) for protocol in PROTOCOLS]

@@ -20,6 +20,7 @@ from benchmarks.small_real import DOUBLES, SmallReal
 from config_mask import config
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, face_loader
 from Data_loader.lfw_pairs import TestSet
+from Data_preprocessing.mask_drawing import DRAWING
 from Evaluation.scores import PROTOCOLS, summarise
 from Evaluation.sources import REAL_MASKS, align, read_wears
 
@@ -34,8 +35,9 @@ Embed = Callable[[object], np.ndarray]  # a loader of faces -> (N, D) rows
 class Scored(NamedTuple):
     """One source and kind of test masks.
 
-    row: source, suite, pairs, lost, and of each protocol its AUC, and "<protocol>_with_lost". accuracy: of each
-    protocol, over the folds; empty for 'real'. people: (P, 2). is_same: (P,). distances: {protocol: (P,)}.
+    row: source, suite, drawing (of the test masks), pairs, lost, and of each protocol its AUC, and
+    "<protocol>_with_lost". accuracy: of each protocol, over the folds; empty for 'real'. people: (P, 2). is_same: (P,).
+    distances: {protocol: (P,)}.
     """
 
     row: dict
@@ -72,7 +74,7 @@ def score_pairs(source: str, suite: str, test_set: TestSet, embed: Embed, known:
     faces = {"unmasked": np.stack([known[face] for face in pairs.faces]), "masked": embed(test_set.masked)}
     lost = pairs.num_pairs - len(pairs.index) - pairs.skipped.get("person trained on", 0)
     lost_same = min(lost, max(0, pairs.num_pairs // 2 - int(pairs.is_same.sum())))
-    row = {"source": source, "suite": suite, "pairs": len(pairs.index), "lost": lost}
+    row = {"source": source, "suite": suite, "drawing": DRAWING, "pairs": len(pairs.index), "lost": lost}
     accuracy, distances = {}, {}
     for protocol, (first, second) in PROTOCOLS.items():
         difference = faces[first][pairs.index[:, 0]] - faces[second][pairs.index[:, 1]]
@@ -91,7 +93,7 @@ def score_real(folder: Path, settings: dict, embed: Embed) -> Scored:
     rows = embed(face_loader(settings, outputs.face_notmask, faces, 0, 1))
     worn, owners = np.array([wears[photo] for photo in found]), np.array(owners)
     all_worn, all_owners = (np.array(part) for part in zip(*((wears[p], p.split("/")[0]) for p in wears), strict=True))
-    row, distances, lost_of, pairs_of = {"source": "real", "suite": "real"}, {}, {}, {}
+    row, distances, lost_of, pairs_of = {"source": "real", "suite": "real", "drawing": ""}, {}, {}, {}
     for protocol, (first, second) in WEARS.items():
         a, b = pairs_of_all(worn, first, second)
         same = owners[a] == owners[b]

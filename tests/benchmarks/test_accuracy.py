@@ -14,7 +14,7 @@ from config_mask import config
 from Data_loader.face_files import read_target
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
-from Data_preprocessing.mask_drawing import ALL_KINDS
+from Data_preprocessing.mask_drawing import ALL_KINDS, DRAWING
 from Data_preprocessing.pairs_file import read_pairs
 from Data_preprocessing.photo_files import person_folders
 from Losses.Attention_loss import resize_target
@@ -101,6 +101,11 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
     assert [row["masked"] for row in again] == [row["masked"] for row in rows] and len(again) == 3  # in their place
     accuracy.main([*options, "--compare", "half_unmasked_36_0", "half_unmasked_36_0"])
     assert capsys.readouterr().out.count("+0.0000  (95 % interval +0.0000 to +0.0000)") == 9
+    assert {row["drawing"] for row in again} == {str(DRAWING)}
+    monkeypatch.setattr("benchmarks.sources.DRAWING", DRAWING + 1)  # test masks drawn otherwise are rows of their own
+    accuracy.main([*options, "--recipe", "half_unmasked", "--images", "36", "--checkpoint", str(checkpoint)])
+    assert [row["drawing"] for row in accuracy.read_rows(table)] == [str(DRAWING)] * 3 + [str(DRAWING + 1)] * 3
+    assert f"| kinds, drawing {DRAWING + 1} |" in accuracy.table(accuracy.read_rows(table))
     with pytest.raises(DataError, match="no distances of half_unmasked_36_0 and half_unmasked_36_7"):
         accuracy.main([*options, "--compare", "half_unmasked_36_0", "half_unmasked_36_7"])
 
@@ -150,7 +155,7 @@ def test_a_kind_left_out_of_training_is_what_is_tested(prepared, faces, tmp_path
 
 
 def test_the_table_has_mean_and_spread_over_seeds_and_the_worse_of_two_sources():
-    row = {"recipe": "best", "images": "60000", "source": "lfw", "suite": "flat", "masked": "0.9", "cross": "0.8",
+    row = {"recipe": "best", "images": "60000", "source": "lfw", "suite": "flat", "drawing": "1", "masked": "0.9", "cross": "0.8",
            "attention_iou": "", "lost": "7"}  # fmt: skip
     rows = [{**row, "seed": str(seed), "unmasked": str(0.9 + seed / 100)} for seed in range(3)]
     celeba = {**rows[0], "source": "celeba", "unmasked": "0.8", "masked": "0.95"}
