@@ -79,8 +79,13 @@ def paint_surgical(surface: Surface, colour: np.ndarray) -> Fabric:
     relief += surface.crumpled(0.02, 0.08, 1.3)
     if rng.random() < 0.5:  # the white inner layer shows at the hem
         hem = 0.7 * surface.line(edge, 0.015)
-        return Fabric(lay_over(surface.plain(colour), surface.plain(WHITE), hem), relief)
-    return Fabric(colour, relief)
+        return Fabric(lay_over(surface.plain(colour), surface.plain(WHITE), hem), relief, _sheen(colour))
+    return Fabric(colour, relief, _sheen(colour))
+
+
+def _sheen(colour: np.ndarray) -> float:
+    """Gloss of fleece: on black it is all that shows the folds."""
+    return 1.2 if colour.max() < 90 else 0.0
 
 
 def _cloth_relief(surface: Surface) -> np.ndarray:
@@ -153,4 +158,4 @@ def paint_respirator(surface: Surface, colour: np.ndarray) -> Fabric:
         distance = np.hypot(0.5 * (u - (0.3 if side < 0.5 else -0.3)), v - 0.58) - 0.1
         painted = lay_over(painted, surface.plain(0.85 * WHITE), share(-distance * 40))
         relief -= 0.2 * surface.line(distance, 0.012) - 0.08 * surface.line(distance + 0.05, 0.012)
-    return Fabric(painted, relief)
+    return Fabric(painted, relief, _sheen(colour))

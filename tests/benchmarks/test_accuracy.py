@@ -155,8 +155,8 @@ def test_a_kind_left_out_of_training_is_what_is_tested(prepared, faces, tmp_path
 
 
 def test_the_table_has_mean_and_spread_over_seeds_and_the_worse_of_two_sources():
-    row = {"recipe": "best", "images": "60000", "source": "lfw", "suite": "flat", "drawing": "1", "masked": "0.9", "cross": "0.8",
-           "attention_iou": "", "lost": "7"}  # fmt: skip
+    row = {"recipe": "best", "images": "60000", "source": "lfw", "suite": "flat", "drawing": "1", "masked": "0.9",
+           "cross": "0.8", "attention_iou": "", "lost": "7"}  # fmt: skip
     rows = [{**row, "seed": str(seed), "unmasked": str(0.9 + seed / 100)} for seed in range(3)]
     celeba = {**rows[0], "source": "celeba", "unmasked": "0.8", "masked": "0.95"}
     text = accuracy.table([{**rows[0], "suite": "kinds"}, *rows, celeba])
