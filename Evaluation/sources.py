@@ -16,6 +16,7 @@ from Evaluation.embed import FaceOutputs
 from Evaluation.scores import PROTOCOLS
 from Evaluation.thresholds import SIDES, Strangers, all_pairs
 from Script_tools.files import DataError
+from Script_tools.run_lock import when_free
 from Script_tools.workers import usable_processors
 
 REAL_MASKS = {"mask_kinds": (), "chain": "full"}  # none is drawn; a photo without a face that is found does not count
@@ -79,7 +80,8 @@ def align(
         check_content=True,
         **how,
     )
-    process_photos(settings, photos, usable_processors(), f"faces of {data_path.name}")
+    what = f"faces of {data_path.name}"
+    when_free(lambda: process_photos(settings, photos, usable_processors(), what), what)
     manifest = read_manifest(outputs.manifest)
     rows = [manifest[photo] for photo in photos if manifest[photo].status == "ok"]
     if not rows:

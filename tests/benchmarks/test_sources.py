@@ -7,11 +7,13 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import odds, small_real, sources
 from benchmarks.sources import pairs_of_all, score_real, with_lost
 from config_mask import config
+from Data_preprocessing.align_photos import process_photos
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.pairs_file import read_pairs
 from Data_preprocessing.photo_files import person_folders, photos_of
 from Evaluation.sources import read_wears
 from Script_tools.files import DataError
+from Script_tools.run_lock import BusyError
 
 SIZE = 64
 
@@ -68,6 +70,23 @@ def test_real_people_are_scored_by_what_they_wear_and_lost_photos_are_counted(re
     (tmp_path / "labels.csv").write_text("photo,wears\na/b.jpg,scarf\n")
     with pytest.raises(DataError, match="wears must be masked or bare, not 'scarf'"):
         read_wears(tmp_path)
+
+
+def test_runs_that_need_the_same_faces_wait_for_the_one_that_aligns_them(real, tmp_path, monkeypatch, capsys):
+    """Of two networks scored at once one died, with all its training done."""
+    asked = []
+
+    def busy_at_first(*args):
+        asked.append(args)
+        if len(asked) == 1:
+            raise BusyError("Another run is writing.")
+        return process_photos(*args)
+
+    monkeypatch.setattr("Evaluation.sources.process_photos", busy_at_first)
+    monkeypatch.setattr("Script_tools.run_lock.WAIT", 0.01)
+    settings = config | {"cache_path": str(tmp_path), "image_size": SIZE, "num_workers": 0, "detector": "yunet"}
+    assert score_real(real[0], settings, by_name).row["pairs"] and len(asked) == 2
+    assert "waiting for faces of real" in capsys.readouterr().out
 
 
 def test_the_pairs_of_celeba_are_whole_and_hold_numbers_only():
