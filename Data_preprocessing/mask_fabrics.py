@@ -57,7 +57,8 @@ class Surface(NamedTuple):
 
 
 class Fabric(NamedTuple):
-    """colour: (3,) or (H, W, 3) float32 RGB. relief: (H, W), the light thrown back, about 1. gloss: 0 (matte) to 1."""
+    """colour: (3,) or (H, W, 3) float32 RGB. relief: (H, W), the light thrown back, about 1. gloss: 0 (matte) to 1.2,
+    what shines of itself, whatever the colour."""
 
     colour: np.ndarray
     relief: np.ndarray

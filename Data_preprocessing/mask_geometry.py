@@ -15,11 +15,12 @@ MIRROR = np.array([-1.0, 1.0])
 JAW = slice(0, 17)
 FLAT_MASK = slice(2, 15)  # jaw points 2..14: the mask of the recipe
 BROWS = slice(17, 27)
-NOSE_BRIDGE, NOSE_BASE, CHIN = 27, 33, 8
+NOSE_BRIDGE, NOSE_TIP, NOSE_BASE, CHIN = 27, 30, 33, 8
 NOSE_LINE = [27, 28, 29, 30, 33, 51]  # down the nose to the upper lip
 # what sticks out farthest in a profile, and how far, as a share of the face's height, a mask stands off it: dlib's
 # points lie on the face, not on its outline
-PROFILE, STANDS_OFF = [30, 33, 51, 57, 8], np.array([0.09, 0.07, 0.05, 0.04, 0.0])
+PROFILE, STANDS_OFF = [NOSE_TIP, NOSE_BASE, 51, 57, CHIN], np.array([0.09, 0.07, 0.05, 0.04, 0.0])
+TURNED = 0.08  # how far the nose's tip lies to one side, as a share of that height, before any of it can stick out
 LEFT_EYE, RIGHT_EYE = slice(36, 42), slice(42, 48)  # left and right in the image
 LOWER_LIDS = [40, 41, 46, 47]
 UPPER_LIP = [48, 50, 51, 52, 54]
@@ -202,12 +203,12 @@ def _over_profile(
     points: np.ndarray, upper: np.ndarray, lower: np.ndarray, peak: np.ndarray, height: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The two edges, led around nose, lips and chin where these stick out beside the mask, as they do in a profile."""
-    stands_off = STANDS_OFF * height
-    if (points[PROFILE, 0] - stands_off).min() < max(upper[0, 0], lower[-1, 0]):
+    turned, stands_off = float(points[NOSE_TIP, 0]), STANDS_OFF * height
+    if turned > TURNED * height:
+        return _over_right_profile(points, upper, lower, peak, stands_off)
+    if turned < -TURNED * height:
         mirrored = (points * MIRROR, upper[::-1] * MIRROR, lower[::-1] * MIRROR, peak * MIRROR)
         upper, lower = (edge[::-1] * MIRROR for edge in _over_right_profile(*mirrored, stands_off))
-    if (points[PROFILE, 0] + stands_off).max() > min(upper[-1, 0], lower[0, 0]):
-        upper, lower = _over_right_profile(points, upper, lower, peak, stands_off)
     return upper, lower
 
 
@@ -221,6 +222,8 @@ def _over_right_profile(
     inwards = upper[:, 0].min()
     closed = convex_hull(np.concatenate([front, [(inwards, peak[1]), (inwards, front[:, 1].max())]]))
     taut = closed[closed[:, 0] > inwards]
+    if not len(taut):  # landmarks of no face
+        return upper, lower
     taut = taut[np.argsort(taut[:, 1])]
     taut = _round_corners(_along(taut, np.linspace(0, len(taut) - 1, 4 * len(taut))))  # only the corners themselves
     half = len(lower) // 2

@@ -35,7 +35,7 @@ from Data_preprocessing.mask_light import (
 )
 
 Colour = tuple[int, int, int]
-# how far each part of a loop covers, 0..255, from the mask to the ear: there hair or the ear itself hide it by and by
+# how far each of the 8 steps of ``BEZIER`` covers, 0..255, from mask to ear: there hair or the ear hide it by and by
 LOOP_LEVELS = (220, 220, 220, 220, 205, 165, 105, 45)
 SUBPIXEL_BITS = 4  # OpenCV takes corners in sixteenths of a pixel
 

@@ -12,7 +12,9 @@ import numpy as np
 USUAL_SKIN = np.array([168, 126, 107], np.float32)  # RGB of skin in a well-exposed photo, about the mean over people
 USUAL_SHINE = 215.0  # the brightest parts of such a face
 USUAL_WHITE = 238.0  # and of what is about it
-COUNTS = 0.35, 0.45, 0.6  # in the exposure: skin, what shines on it, and about it
+# powers of the exposure: skin, what shines on it, and about it. Their sum is over 1, for masks that people really wear
+# in dim light are darker than light and colour say (``benchmarks/mask_looks.py``)
+COUNTS = 0.35, 0.45, 0.6
 GRID = (9, 7)  # columns, rows: as coarse as light is, so that mouth and nostrils do not shine through
 BENDS, BRIGHTEST = 215.0, 264.0  # grey levels between which a camera gives ever less for more light
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -62,8 +64,9 @@ def _exposure(grey: np.ndarray, cover: np.ndarray, skin: np.ndarray) -> np.ndarr
     glow on a face in the dark before a bright wall, so what shines on the face counts beside what shines about it.
     """
     grey = grey[::2, ::2]
-    shine, white = _brightest(grey[cover[::2, ::2] > 127]), _brightest(grey.ravel())
-    shares = max(float(skin @ LUMA), 8) / USUAL_GREY, max(shine, 8) / USUAL_SHINE, max(white, 8) / USUAL_WHITE
+    level, covered = float(skin @ LUMA), grey[cover[::2, ::2] > 127]
+    shine, white = _brightest(covered) if len(covered) else level, _brightest(grey.ravel())
+    shares = max(level, 8) / USUAL_GREY, max(shine, 8) / USUAL_SHINE, max(white, 8) / USUAL_WHITE
     exposure = math.prod(share**count for share, count in zip(shares, COUNTS, strict=True))
     colourful = min(float(skin.max() - skin.min()) / 18, 1.0)  # skin always has some colour
     tint = (np.maximum(skin, 8) / USUAL_SKIN) ** 0.35
@@ -73,9 +76,7 @@ def _exposure(grey: np.ndarray, cover: np.ndarray, skin: np.ndarray) -> np.ndarr
 
 
 def _brightest(levels: np.ndarray) -> float:
-    """The level that 2.5 % of (N,) levels reach; 0 of none."""
-    if not len(levels):
-        return 0.0
+    """The level that 2.5 % of (N,) levels reach."""
     place = int(0.975 * (len(levels) - 1))
     return float(np.partition(levels, place)[place])
 

@@ -283,7 +283,7 @@ def comparison(csv_path: Path, first: str, second: str) -> str:
     """AUC of row ``first`` less that of ``second`` ('recipe_images_seed') on the test masks that both were scored on,
     with a paired bootstrap over people."""
     rows, lines = stored_distances(csv_path), []
-    kept = itertools.product((1, DRAWING), ("lfw", "celeba"), ALL_SUITES)
+    kept = itertools.product(range(1, DRAWING + 1), ("lfw", "celeba"), ALL_SUITES)
     for place in (place_of({"drawing": drawing, "source": source, "suite": suite}) for drawing, source, suite in kept):
         one, other = (rows.get(f"{name}_{place}") for name in (first, second))
         if one is None or other is None or not np.array_equal(one["people"], other["people"]):
