@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from Script_tools.processes import Process, host_code, this_process
+from Script_tools.processes import Process, this_process
 
 TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,18})-([0-9]*)-[0-9a-f]{8}\.tmp", re.DOTALL)
 DLIB_MODELS_URL = "http://dlib.net/files"
@@ -85,15 +85,16 @@ def _force_to_disk(path: Path) -> None:
 def temporary_name(path: Path) -> Path:
     """A name beside ``path`` that nobody else uses, and that tells whose it is."""
     process = this_process()
-    owner = f"{host_code()}-{process.pid}-{process.start}-{secrets.token_hex(4)}"
+    owner = f"{process.numbering}-{process.pid}-{process.start}-{secrets.token_hex(4)}"
     # a part of the name only: with all of it, the temporary name of a file with a long name would be too long
     return path.with_name(f".{path.name[:40]}.{owner}.tmp")
 
 
 def remove_stale(folder: Path, name: str) -> None:
-    """Remove the temporary files of files whose names start with ``name`` that killed runs of this machine have left.
+    """Remove the temporary files of files whose names start with ``name`` that killed runs have left, here and since
+    this machine's start.
 
-    Those of other machines stay, for nothing tells whether their run still writes them.
+    Those of other machines and containers stay, for nothing tells whether their run still writes them.
     """
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(f".{name[:40]}")]

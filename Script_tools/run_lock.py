@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TextIO, TypeVar
 
 from Script_tools.files import DataError
+from Script_tools.processes import this_machine
 
 try:
     import fcntl
@@ -231,16 +231,6 @@ def _is_called(file: TextIO, lock: Path) -> bool:
 
 def _own_name() -> str:
     return f"{os.getpid()} {platform.node() or '?'} {this_machine()}"
-
-
-@lru_cache(maxsize=1)
-def this_machine() -> str:
-    """What tells this machine from another of the same name, and is the same in all its containers: the number that
-    its kernel drew when it started; the machine's name where there is none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return platform.node() or "?"
 
 
 def _leave_to_the_parent() -> None:

@@ -24,7 +24,7 @@ from Data_preprocessing import align_photos as step
 from Data_preprocessing.manifest import read_manifest
 from Script_tools import run_lock
 from Script_tools.files import DataError, remove_stale, temporary_name, write_whole
-from Script_tools.processes import Process, this_process
+from Script_tools.processes import Process, numbering, this_machine, this_process
 from Script_tools.run_lock import BusyError, locked
 from tests.conftest import ROOT
 from tests.Data_preprocessing.test_Image_processing import dead_pid, make_photos, no_dlib, options, run, tree  # noqa: F401
@@ -34,7 +34,7 @@ SIZE = 64
 
 def dead_lock() -> str:
     """What a run of this machine that was killed has left in its lock."""
-    return f"{dead_pid()} {platform.node()} {run_lock.this_machine()}"
+    return f"{dead_pid()} {platform.node()} {this_machine()}"
 
 
 # --- whose a file is -------------------------------------------------------------------------------------------------
@@ -46,13 +46,29 @@ def test_a_process_is_over_only_if_that_is_sure():
     assert me._replace(start=str(int(me.start) + 1)).has_ended()  # the number belongs to another process now
     assert not me._replace(start="").has_ended()
     assert not Process(dead_pid(), "another-machine", "").has_ended()
-    assert Process(dead_pid(), platform.node(), "").has_ended()
+    assert Process(dead_pid(), numbering(), "").has_ended()
     zombie = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 20
-    while not Process(zombie.pid, platform.node(), "").has_ended():  # it has ended, nobody has asked for its code yet
+    while not Process(zombie.pid, numbering(), "").has_ended():  # it has ended, nobody has asked for its code yet
         assert time.monotonic() < deadline
         time.sleep(0.05)
     zombie.wait()
+
+
+def test_a_file_that_another_container_of_this_name_writes_stays(tmp_path):
+    """Its process has a number that here nobody has, or someone who began at another time."""
+    name = "print(__import__('Script_tools.files').files.temporary_name(__import__('pathlib').Path('index.csv')).name)"
+    alone = [[], ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]]
+    runs = [
+        subprocess.run([*way, sys.executable, "-c", name], cwd=ROOT, capture_output=True, text=True) for way in alone
+    ]
+    if runs[1].returncode:
+        pytest.skip(f"no process numbers of one's own to be had here: {runs[1].stderr.strip()}")
+    mine, others = ((tmp_path / run.stdout.strip()) for run in runs)
+    for path in (mine, others):
+        path.touch()
+    remove_stale(tmp_path, "index.csv")
+    assert others.exists() and not mine.exists()
 
 
 def test_temporary_files_of_dead_runs_only_are_removed(tmp_path):

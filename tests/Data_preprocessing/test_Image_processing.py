@@ -25,7 +25,8 @@ from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attent
 from Data_preprocessing.photo_files import iter_photos, read_photo
 from Data_preprocessing.photo_images import NO_FACE, NO_MASKED_FACE, AlignmentSettings
 from Script_tools.files import DataError
-from Script_tools.run_lock import locked, this_machine
+from Script_tools.processes import this_machine
+from Script_tools.run_lock import locked
 from Script_tools.settings import config_from_args
 from tests.conftest import ROOT
 
