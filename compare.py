@@ -162,7 +162,7 @@ def describe_probes(report: dict) -> str:
 def describe(report: dict) -> str:
     """The whole report as text for the screen."""
     if "error" in report:
-        return f"no answer: {report['error']}"
+        return f"network {report['checkpoint']}\nno answer: {report['error']}"
     if "probes" in report:
         return describe_probes(report)
     lines = [f"network {report['checkpoint']}", describe_face(report["first"])]

@@ -205,7 +205,7 @@ def train_on_batch(learner: Learner, batch: dict, dataset, tally: Tally) -> None
     objective = learner.objective
     with frozen_statistics(learner.model) if learner.pack_to else nullcontext():
         judged = judge(learner.model, batch, objective)
-    hard = find_hard(judged, batch, dataset)
+    hard = find_hard(judged, batch, dataset, learner.model)
     loss, attention = batch_loss(judged, hard, objective)
     if hard.total or (objective.teacher and hard.total_images):
         learner.learn(loss)

@@ -53,12 +53,13 @@ class PairSet:
     people: list[tuple[str, str]]  # P names of the two people (equal where is_same)
     skipped: dict[str, int]  # reason -> pairs left out
     num_pairs: int  # in the file = P + those skipped
+    trained_on: int = 0  # people who were left out, and their pairs with them
 
     def without_people(self, names: Collection[str]) -> "PairSet":
         """The pairs in which none of ``names`` occurs; the others are counted as skipped ('person trained on')."""
         names = set(names)
         keep = np.array([names.isdisjoint(pair) for pair in self.people], bool)
-        skipped = dict(self.skipped)
+        skipped, trained_on = dict(self.skipped), names.intersection(name for pair in self.people for name in pair)
         if not keep.all():
             skipped[TRAINED_ON] = skipped.get(TRAINED_ON, 0) + int((~keep).sum())
         used, index = np.unique(self.index[keep], return_inverse=True)
@@ -72,6 +73,7 @@ class PairSet:
             people=[pair for pair, kept in zip(self.people, keep, strict=True) if kept],
             skipped=skipped,
             num_pairs=self.num_pairs,
+            trained_on=self.trained_on + len(trained_on),
         )
 
 
@@ -159,7 +161,7 @@ def cache_folders(
     name += (f"-padding{padding:g}" if padding != PADDING else "") + (f"-{detector}" if detector != "dlib" else "")
     folder, here = Path(cache_path) / name, os.path.realpath(data_path)
     there = owner_of(folder)
-    if there not in (None, here) and os.path.isdir(there) and os.path.isdir(here):
+    if there not in (None, here) and os.path.isdir(there):
         folder = folder.with_name(f"{name}-{blake2b(os.fsencode(here), digest_size=4).hexdigest()}")
     outputs = output_folders(folder, "test")
     return outputs._replace(face_mask=outputs.face_notmask) if suite in UNDRAWN else outputs

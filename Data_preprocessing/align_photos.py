@@ -190,12 +190,13 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
     """
     path, journal, now = manifest.with_suffix(".json"), manifest.with_suffix(".journal"), settings.how()
     shards = shard_files(manifest), shard_files(manifest, ".journal")
-    if not any(part.exists() for part in (manifest, journal, *itertools.chain(*shards))):
+    begun = any(part.exists() for part in (manifest, journal, *itertools.chain(*shards)))
+    if not begun:
         path.unlink(missing_ok=True)  # what it tells of is gone
     try:
         was = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:  # nothing was made yet, or before this was written down
-        was = {}
+        was = {"drawing": 1} if begun else {}
     except (OSError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): remove it, if the faces were made as asked now") from error
     # a machine without dlib has no landmark model, and makes nothing

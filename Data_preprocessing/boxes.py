@@ -96,6 +96,12 @@ def area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
+def share_inside(box: Box, shape: tuple[int, ...]) -> float:
+    """Of a box's area, how much lies in an image of ``shape`` (H, W, ...): 0..1."""
+    width, height = (max(0, min(box[2 + side], shape[1 - side]) - max(box[side], 0)) for side in (0, 1))
+    return width * height / max(area(box), 1)
+
+
 def nearest_centre(boxes: list[Box], shape: tuple[int, ...]) -> Box:
     """The box (left, top, right, bottom) whose middle is nearest to that of an image of ``shape`` (H, W, ...)."""
 

@@ -58,7 +58,10 @@ UPRIGHT_SCORE = 0.0
 CHIP_FACE, CHIP_MARGIN = 160, 60  # px: the face, twice what the detector needs; the room around it that it wants
 CHIP_OVERLAP = 0.5  # of the found box and the expected one: intersection over union
 
-YUNET_NAMES = ("face_detection_yunet_2023mar_int8bq.onnx", "face_detection_yunet_2023mar.onnx")
+YUNET, YUNET_NAMES = (
+    "face detector YuNet",
+    ("face_detection_yunet_2023mar_int8bq.onnx", "face_detection_yunet_2023mar.onnx"),
+)
 YUNET_SCORE, YUNET_NMS, YUNET_TOP = 0.6, 0.3, 50  # the least score; overlap of two boxes of one face; boxes at most
 YUNET_LEAST = 16  # px of the shorter side of what it looks at
 YUNET_LENIENT_SCORE = 0.3  # where nothing else is found
@@ -107,6 +110,14 @@ def model_mark(path: str | Path) -> str | None:
     try:
         with open(find_model(path), "rb") as file:
             return f"{zlib.crc32(file.read(2**20)):08x}-{os.fstat(file.fileno()).st_size}"
+    except DataError:
+        return None
+
+
+def yunet_mark() -> str | None:
+    """Which of OpenCV's files YuNet is; None where there is none."""
+    try:
+        return find_opencv_model(YUNET_NAMES, YUNET).name
     except DataError:
         return None
 
@@ -165,7 +176,7 @@ class FaceAligner:
 
         self.image_size, self.chain, self.padding = image_size, chain, padding
         self.chains = YUNET_CHAINS if detector == "yunet" else CHAINS
-        yunet = find_opencv_model(YUNET_NAMES, "face detector YuNet") if detector == "yunet" else None
+        yunet = find_opencv_model(YUNET_NAMES, YUNET) if detector == "yunet" else None
         self.yunet, self.yunet_mark = yunet and load_yunet(yunet), yunet and yunet.name
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])
         self.detector = dlib.get_frontal_face_detector()

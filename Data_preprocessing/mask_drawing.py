@@ -15,7 +15,7 @@ from Data_preprocessing.mask_geometry import face_outline, flat_mask_outline
 from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, WornMask, draw_worn, fit_worn, subpixel
 from Script_tools.files import DataError
 
-DRAWING = 2  # to be raised with every change of what is drawn: cached test faces are made anew then
+DRAWING = 2  # of the worn masks, to be raised with every change of what is drawn: cached test faces are made anew then
 # RGB, roughly the masks one meets in the street
 MASK_COLOURS: dict[str, Colour] = {
     "white": (240, 240, 240),
@@ -126,6 +126,11 @@ MASK_KINDS: dict[str, MaskKind] = {
     "respirator": _worn_kind(RESPIRATOR_COLOURS),
 }
 ALL_KINDS = tuple(MASK_KINDS)
+
+
+def drawing_of(kinds: Sequence[str]) -> int:
+    """The number of the drawing of masks of these kinds; the recipe's flat one is drawn as it always was."""
+    return 1 if set(kinds) <= {"flat"} else DRAWING
 
 
 def mask_rng(seed: int, relative_path: str) -> np.random.Generator:

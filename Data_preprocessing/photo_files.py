@@ -25,6 +25,7 @@ if importlib.util.find_spec("PIL.AvifImagePlugin"):  # Pillow 11.3 and later
 LEFTOVER_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})  # of macOS, Synology, Linux
 LEFTOVER_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 # what is not taken, by why
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # as its bytes call it
 HEIC = "HEIC photos: convert them to JPEG first (heif-convert, ImageMagick or the phone's own export do)"
 OTHER_PHOTOS = "photos of a kind that is not read (gif, jp2, raw)"
 LEFTOVERS = "leftovers of other systems"
@@ -260,6 +261,8 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
         most = f"more than the {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels that are read: make it smaller"
         raise DataError(f"{name} has {most}") from DataError(most)
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
+        if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:  # whatever the file is called
+            raise DataError(f"{name}: {HEIC}") from DataError(HEIC)
         raise DataError(f"{name} is not a readable photo ({type(error).__name__}: {error})") from error
 
 

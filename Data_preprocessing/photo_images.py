@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data_preprocessing.face_alignment import FaceAligner, model_mark
+from Data_preprocessing.face_alignment import FaceAligner, model_mark, yunet_mark
 from Data_preprocessing.manifest import ManifestRow, OutputFolders
 from Data_preprocessing.mask_drawing import (
-    DRAWING,
     MaskChoice,
     choose_mask,
     draw_attention_target,
     draw_mask,
+    drawing_of,
     white_box,
 )
 from Script_tools.chip_geometry import PADDING
@@ -51,8 +51,9 @@ class AlignmentSettings(NamedTuple):
             "padding": self.padding,
             "chain": self.chain,
             "realign": self.realign,
-            "drawing": DRAWING,
+            "drawing": drawing_of(self.mask_kinds),
             "landmark_model": model_mark(self.predictor_path),
+            "face_model": yunet_mark() if self.detector == "yunet" else None,
         }
 
 

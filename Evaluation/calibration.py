@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config_mask import config as default_config
 from Data_loader.Data_loader_facenet_mask import face_loader
-from Data_preprocessing.photo_files import person_folders
+from Data_preprocessing.photo_files import person_folders, survey
 from Evaluation.embed import FaceOutputs, read_faces
 from Evaluation.scores import PROTOCOLS
 from Evaluation.sources import Source, choose_photos, drawn_source, read_wears, real_source
@@ -33,7 +33,7 @@ from Script_tools.files import DataError, read_names, user_path
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args
 
-KEPT_KEYS = ("model", "config", "progress", "train_people", "run_name", "metrics")  # by --half
+KEPT_KEYS = ("model", "config", "progress", "train_people", "run_name", "metrics", "teacher_mean")  # by --half
 SETTINGS = (  # those of config_mask.py that are read here
     "LFW_data_path cache_path output_path predictor_path test_seed test_batch_size num_workers seed"
 ).split()
@@ -168,7 +168,15 @@ def main(argv=None) -> dict:
 def untrained_photos(args: argparse.Namespace, config: dict, data_path: Path, trained: set[str]) -> list[str]:
     """The photos to calibrate on, of people not trained on. Raises DataError if nobody is left."""
     there = person_folders(data_path)
-    people = set(read_names(args.people)).intersection(there) if args.people else set(there)
+    survey(data_path, there)  # refuses a folder without photos, and says where some are
+    people = set(there)
+    if args.people:
+        asked = set(read_names(args.people))
+        people &= asked
+        if asked - people:  # of other folders, or misspelt
+            gone = sorted(asked - people)
+            of = f"{len(gone)} of the {len(asked)} people of {args.people}"
+            print(f"note: {of} are not in {data_path}: {', '.join(gone[:5])}{', ...' if len(gone) > 5 else ''}")
     if not people - trained:
         raise DataError(
             f"{data_path}: nobody is left to calibrate on ({len(people)} people asked for, {len(people & trained)} of "

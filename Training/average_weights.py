@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Models.checkpoint import BEFORE, load_checkpoint, require, save_checkpoint
 from Script_tools.files import DataError, user_path
 from Script_tools.script import ScriptParser, run_script
-from Training.state import FIXED_KEYS, STEP_KEYS, differing
+from Training.state import FIXED_KEYS, STEP_KEYS, TEACHER_MEAN, differing
 
 KIND = (*(key for key in FIXED_KEYS if key not in STEP_KEYS), "detector")  # that runs must have in common
 KEPT = ("config", "progress", "metrics")  # of the first checkpoint
@@ -60,6 +60,8 @@ def average(checkpoints: list[dict], names: list[str]) -> dict:
             raise DataError(f"{name} and {names[0]}: one has a straightener, the other has none.")
     parts = ["model", *(["straightener"] if "straightener" in first else [])]
     means = {part: mean_of([checkpoint[part] for checkpoint in checkpoints], names) for part in parts}
+    if all(TEACHER_MEAN in checkpoint for checkpoint in checkpoints):  # what the targets are directions from
+        means |= mean_of([{TEACHER_MEAN: checkpoint[TEACHER_MEAN]} for checkpoint in checkpoints], names)
     people = sorted({person for checkpoint in checkpoints for person in checkpoint["train_people"]})
     run_name = " + ".join(checkpoint["run_name"] for checkpoint in checkpoints)
     return {**{key: first[key] for key in KEPT}, **means, "train_people": people, "run_name": run_name}

@@ -15,15 +15,17 @@ from Data_loader.Data_loader_facenet_mask import (
     face_loader,
     select_dataloader,
 )
-from Data_loader.lfw_pairs import TestSet
+from Data_loader.lfw_pairs import SUITES, TRAINED_ON, TestSet
 from Data_loader.mining import mined_triplets
 from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplet_dataset import FaceLoader
 from Data_loader.triplets import MINING_STREAM, stream
+from Data_preprocessing.mask_drawing import drawing_of
 from Evaluation.embed import embed_faces
 from Evaluation.scores import check_enough
 from Models.checkpoint import build_network, init_from, keep_straightener, load_checkpoint
 from Models.face_trunks import TRUNKS, FaceTrunks, weights_of
+from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError
 from Script_tools.workers import keep_freed_memory
 from Training.distributed import gather_rows, rank, world_size
@@ -48,18 +50,25 @@ class RunData(NamedTuple):
         return "select" if "select" in self.test_sets else "lfw"
 
     def chosen_on(self, config: dict) -> str:
-        """A fingerprint of that: the pairs that are used, and the masks of their faces."""
+        """A fingerprint of that: the pairs that are used, the masks of their faces, and how these are made."""
         pairs = self.test_sets[self.selection].pairs
         parts = pairs.faces, pairs.index.tolist(), pairs.is_same.tolist(), config["test_masks"], config["test_seed"]
+        drawing = drawing_of(SUITES[config["test_masks"]].get("mask_kinds", ()))
+        made = drawing, config["detector"], config["padding"]
+        parts += () if made == (1, "dlib", PADDING) else made  # the recipe's runs of before keep their fingerprint
         return blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
     def overlaps(self, config: dict) -> str:
-        """How many people the selection test shares with the others, and whom nothing tells of, as lines to log.
+        """How many people were trained on or are in the selection test too, of each test set, and whom nothing tells
+        of, as lines to log.
 
         Where names tell nothing, and SFace is a teacher, people who look alike are counted. For one process of several:
         it may compute descriptors, and reads all that there are.
         """
         lines, own = [], people_of(self.test_sets[self.selection])
+        for name, test_set in self.test_sets.items():
+            pairs = test_set.pairs.skipped.get(TRAINED_ON, 0)
+            lines.append(f"people of {name} who are trained on: {test_set.pairs.trained_on}, {pairs} pairs left out")
         for name, test_set in self.test_sets.items():
             if name != self.selection:
                 shared, there = len(own & people_of(test_set)), len(people_of(test_set))
@@ -67,10 +76,10 @@ class RunData(NamedTuple):
                 lines.append(f"people of {name} on whom best.pt is chosen: {shared} of {there}{optimistic}")
         if self.selection == "lfw":
             lines.append("best.pt is chosen on the people it is tested on (LFW_pairs): its figures will be optimistic")
-        if names_that_tell_nothing(self.people):
+        if names_that_tell_nothing(self.people, set().union(*map(people_of, self.test_sets.values()))):
             lines.append(
                 "The people trained on have numbers for names, so nobody can be left out of the tests for having been "
-                f"trained on: put VGGFace2's {IDENTITY_FILE} beside the photos."
+                f"trained on: if they are VGGFace2's, put its {IDENTITY_FILE} beside the photos."
             )
             if "sface" in TRUNKS.get(config["teacher"], ()) and config["teacher_weight"]:
                 sampler = self.train_loader.batch_sampler

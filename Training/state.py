@@ -4,7 +4,7 @@ import argparse
 import copy
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ TEACHER_MEAN = (
 RESUMED = ("optimizer", "progress", "train_people", "metrics", "run_name", "random_state", "cuda_random_states")
 PROGRESS = {"epoch": int, "best_auc": float, "best_epoch": int}
 IDENTITY_FILE = "identity_meta.csv"  # VGGFace2's: Class_ID, Name, ...
-NUMBERED = re.compile(r"n[0-9]{6}")  # how VGGFace2 calls people
+NUMBERED = re.compile(r"n?[0-9]+")  # how VGGFace2 (n000002), CelebA and CASIA-WebFace (0000045) call people
 
 
 def checkpoint_bytes(model: torch.nn.Module, config: dict) -> int:
@@ -82,9 +82,10 @@ def identity_names(config: dict) -> dict[str, str]:
     return {number: name.strip().replace(" ", "_") for number, name, *_ in rows[1:]}
 
 
-def names_that_tell_nothing(people: list[str]) -> bool:
-    """True if everyone trained on is called by one of VGGFace2's numbers, which no test set knows."""
-    return all(NUMBERED.fullmatch(name) for name in people)
+def names_that_tell_nothing(people: list[str], tested: Collection[str]) -> bool:
+    """True if everyone trained on is called by a number, and nobody of those tested on is: the same person would have
+    two names."""
+    return all(map(NUMBERED.fullmatch, people)) and not any(map(NUMBERED.fullmatch, tested))
 
 
 def begin_best_anew(progress: dict, chosen_on: str) -> tuple[dict, str]:
@@ -104,11 +105,13 @@ def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict
 
     Raises DataError if there is no such checkpoint, or it cannot go on with what the command line changes.
     """
-    if args.recipe:
-        raise DataError(
-            f"--recipe {args.recipe} does not go with --resume: a run goes on with its own settings. To begin a new "
-            "one with its weights: --init_from PATH."
-        )
+    begins = {"--recipe": args.recipe, "--config": args.config if args.config != "config_mask" else None}
+    for option, name in begins.items():
+        if name:
+            raise DataError(
+                f"{option} {name} does not go with --resume: a run goes on with its own settings. To begin a new one "
+                "with its weights: --init_from PATH."
+            )
     output = config_from_args(args, changes)["output_path"]
     path = args.resume or newest_checkpoint(output, "last.pt")
     if not path:
@@ -121,7 +124,7 @@ def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict
     config = config_from_args(args, {**BEFORE, **checkpoint["config"]})
     check_can_continue(checkpoint, config, path)
     for key, was in plain_config({**config, **checkpoint["config"]}).items():
-        if getattr(args, key, None) is not None and plain_config(config)[key] != was:
+        if plain_config(config)[key] != was:
             print(f"note: the run goes on with {key} = {config[key]!r}; it was {was!r}")
     folder = Path(path).resolve().parent
     if args.output_path is None and folder.parent.name == "Model_training_checkpoints":

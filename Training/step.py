@@ -129,11 +129,12 @@ def _nothing(model: nn.Module, batch: dict, objective: Objective) -> tuple[torch
     return embeddings[:0], None if logits is None else logits[:0]
 
 
-def find_hard(judged: Judged, batch: dict, dataset) -> Hard:
+def find_hard(judged: Judged, batch: dict, dataset, model: nn.Module) -> Hard:
     """Which triplets are hard. The one place of a step where the host waits for the device.
 
     Raises:
-        DataError: a loss is not finite, here or in another process; names the batch's files.
+        DataError: a loss is not finite, here or in another process; names the batch's files, unless the ``model``
+            is broken itself.
     """
     hard = judged.triplet.hard
     losses = judged.triplet.loss.detach()
@@ -147,7 +148,7 @@ def find_hard(judged: Judged, batch: dict, dataset) -> Hard:
     counts = torch.cat([here, everywhere, hard.long()]).cpu()
     num, broken, _, total, broken_anywhere, total_images = counts[:6].tolist()
     if broken:
-        raise DataError(non_finite_message(float(losses), batch, dataset))
+        raise DataError(non_finite_message(float(losses), batch, dataset, model))
     if broken_anywhere:
         raise DataError("The loss is not finite in another process; its message names the files.")
     return Hard(counts[6:].nonzero().squeeze(1), num, total, images, total_images)
@@ -157,7 +158,7 @@ def screen(model: nn.Module, batch: dict, objective: Objective, dataset) -> tupl
     """``judge`` and ``find_hard`` without gradient."""
     with torch.no_grad():
         judged = judge(model, batch, objective)
-        return judged, find_hard(judged, batch, dataset)
+        return judged, find_hard(judged, batch, dataset, model)
 
 
 def batch_loss(judged: Judged, hard: Hard, objective: Objective) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -218,8 +219,15 @@ def pack_hard_triplets(
         yield take(batch_size)
 
 
-def non_finite_message(loss: float, batch: dict, dataset) -> str:
-    """Says which files were in the batch that gave a loss of nan or inf, and what to do."""
+def non_finite_message(loss: float, batch: dict, dataset, model: nn.Module) -> str:
+    """Says whether the weights or which files gave a loss of nan or inf, and what to do."""
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        return (
+            f"The loss became {loss}, for the last step left weights that are not finite ({len(broken)} tensors, such "
+            f"as {broken[0]}). Go on from the checkpoint of before with a lower learning_rate_schedule, or precision = "
+            "float32."
+        )
     files = sorted({dataset.names[row] for row in batch["triplet"].flatten().tolist()})
     return (
         f"The loss became {loss}. Lower the rates in learning_rate_schedule, or look for a broken face among the "

@@ -19,8 +19,8 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.small_real import DOUBLES, SmallReal
 from config_mask import config
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, face_loader
-from Data_loader.lfw_pairs import TestSet
-from Data_preprocessing.mask_drawing import DRAWING
+from Data_loader.lfw_pairs import SUITES, TestSet
+from Data_preprocessing.mask_drawing import drawing_of
 from Evaluation.scores import PROTOCOLS, summarise
 from Evaluation.sources import REAL_MASKS, align, read_wears
 
@@ -74,7 +74,13 @@ def score_pairs(source: str, suite: str, test_set: TestSet, embed: Embed, known:
     faces = {"unmasked": np.stack([known[face] for face in pairs.faces]), "masked": embed(test_set.masked)}
     lost = pairs.num_pairs - len(pairs.index) - pairs.skipped.get("person trained on", 0)
     lost_same = min(lost, max(0, pairs.num_pairs // 2 - int(pairs.is_same.sum())))
-    row = {"source": source, "suite": suite, "drawing": DRAWING, "pairs": len(pairs.index), "lost": lost}
+    row = {
+        "source": source,
+        "suite": suite,
+        "drawing": drawing_of(SUITES[suite].get("mask_kinds", ())),
+        "pairs": len(pairs.index),
+        "lost": lost,
+    }
     accuracy, distances = {}, {}
     for protocol, (first, second) in PROTOCOLS.items():
         difference = faces[first][pairs.index[:, 0]] - faces[second][pairs.index[:, 1]]

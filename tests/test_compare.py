@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import compare
 from config_mask import config
 from Data_preprocessing import boxes, face_alignment
 from Data_preprocessing.face_alignment import AlignedFace
+from Data_preprocessing.find_face import NoAnswer, find_face
 from Evaluation.comparer import Gallery, search
 from Evaluation.face_reader import Face
 from Models import checkpoint
@@ -191,17 +193,18 @@ def test_it_says_whether_a_face_seems_masked_and_which_detector_found_it(drawn, 
 def test_a_photo_without_a_face_or_that_cannot_be_read_is_no_answer(drawn, strict, tmp_path, capsys):
     Image.new("RGB", (300, 100)).save(tmp_path / "wide.png")
     (tmp_path / "text.jpg").write_text("no photo")
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     for name, reason in (
         ("wide.png", "No face was found in .*wide.png"),
         ("text.jpg", "text.jpg cannot be read"),
         ("none.jpg", "There is no photo .*none.jpg"),
+        ("phone.jpg", "phone.jpg.*HEIC photos: convert them to JPEG first"),
     ):
         report = run(photo(drawn, 0), tmp_path / name, checkpoint=strict)
         assert report["exit_code"] == 20 and report["verdict"] is None
         out = capsys.readouterr().out
-        assert (
-            out.startswith("no answer: ") and np.all([word in out for word in reason.split(".*")]) and "0x" not in out
-        )
+        assert out.startswith(f"network {strict}\nno answer: ") and "0x" not in out
+        assert np.all([word in out for word in reason.split(".*")])
 
 
 @pytest.fixture
@@ -247,6 +250,22 @@ def test_a_face_too_small_to_judge_is_no_answer(drawn, tmp_path, capsys):
     Image.open(photo(drawn, 0)).resize((40, 40)).save(tmp_path / "tiny.png")
     report = run(photo(drawn, 0), tmp_path / "tiny.png", checkpoint=checkpoint.SHIPPED)
     assert report["exit_code"] == 20 and "too small to judge, 24 px are needed" in capsys.readouterr().out
+
+
+def test_an_eye_that_passes_for_a_face_is_no_answer(drawn):
+    """YuNet, below its usual threshold, takes an enlarged eye for a face that lies mostly outside the photo."""
+
+    def found(box):
+        face = AlignedFace(np.zeros((8, 8, 3), np.uint8), None, box, 1, None, "yunet lenient")
+        return find_face(photo(drawn, 0), SimpleNamespace(align_turned=lambda *_, **__: (face, 0)))
+
+    height, width = np.asarray(Image.open(photo(drawn, 0))).shape[:2]
+    with pytest.raises(NoAnswer, match="mostly outside the photo"):
+        found((-width // 2, -height // 2, 3 * width // 2, height))
+    cut_at_the_chin = (10, 10, width - 10, height + height // 4)
+    assert found(cut_at_the_chin).aligned.box == cut_at_the_chin
+    assert boxes.share_inside((-10, 0, 10, 10), (10, 20, 3)) == 0.5
+    assert boxes.share_inside((30, 0, 40, 10), (10, 20, 3)) == 0
 
 
 def test_overlap_is_intersection_over_union():

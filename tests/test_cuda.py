@@ -190,7 +190,7 @@ def step(network, device=DEVICE, precision="float32", data=None, scale=1.0):
     data = next(on_device([data or batch()], device))
     objective = OBJECTIVE._replace(precision=precision)
     judged = judge(network, data, objective)
-    loss, _ = batch_loss(judged, find_hard(judged, data, None), objective)
+    loss, _ = batch_loss(judged, find_hard(judged, data, None, None), objective)
     (scale * loss).backward()
     gradient = torch.cat([weight.grad.flatten().float() for weight in network.parameters()])
     return loss.item(), gradient.cpu() / scale

@@ -243,8 +243,13 @@ def test_no_hard_triplet_no_step():
     assert figures["hard_triplets"] == 1 and figures["triplet_loss"] == pytest.approx(0.5 + 9 - 1)
 
 
-def test_a_non_finite_loss_names_the_files():
+def test_a_non_finite_loss_names_the_files_or_the_weights():
     with pytest.raises(DataError, match=r"loss became nan.*person/0.jpg, person/1.jpg, person/2.jpg"):
+        loader = stub_loader((1, 1), (1, 2), (3, 1))
+        loader[0]["images"] = loader[0]["images"].float()
+        loader[0]["images"][0, 1, 0, 0, 0] = float("nan")
+        run_stub(Stub(), loader)
+    with pytest.raises(DataError, match=r"became nan.*weights that are not finite .1 tensors, such as factor.*before"):
         run_stub(Stub(float("nan")), stub_loader((1, 1), (1, 2), (3, 1)))
 
 

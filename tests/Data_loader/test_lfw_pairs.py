@@ -304,6 +304,8 @@ def test_two_folders_of_one_name_do_not_share_a_cache(config, calls, tmp_path):
     assert first != second and first.parent.name == "photos-64px-seed0"
     assert second.parent.name.startswith("photos-64px-seed0-")
     assert (prepare(config).face_notmask, prepare(other).face_notmask) == (first, second)
+    with pytest.raises(DataError, match="There is no folder"):  # mistyped: not that other folder's faces
+        prepare({**config, "LFW_data_path": str(tmp_path / "typo" / "photos")})
     shutil.move(tmp_path / "photos", tmp_path / "elsewhere")  # a cache whose photos are gone is anybody's
     assert prepare(other).face_notmask == first
 
@@ -347,7 +349,7 @@ def test_people_trained_on_are_left_out(config, calls):
     rest = pairs.without_people(["Bob", "Cyd", "Somebody"])
     assert rest.faces == ["Ann_Lee/Ann_Lee_0001.jpg", "Ann_Lee/Ann_Lee_0002.jpg"]
     assert rest.index.tolist() == [[0, 1]] and rest.fold.tolist() == [0] and rest.people == [("Ann_Lee", "Ann_Lee")]
-    assert rest.skipped == {**pairs.skipped, "person trained on": 3}
+    assert rest.skipped == {**pairs.skipped, "person trained on": 3} and (pairs.trained_on, rest.trained_on) == (0, 2)
     cyd = pairs.without_people(["Ann_Lee"])
     assert [cyd.faces[row] for row in cyd.index[1]] == ["Cyd/Cyd_0001.jpg", "Cyd/Cyd_0003.jpg"]
     nobody = rest.without_people(["Ann_Lee"])

@@ -21,7 +21,14 @@ from Data_preprocessing.face_alignment import AlignedFace, FaceAligner
 from Data_preprocessing.Image_processing import chosen_folders, main, parse_args
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.manifest import ManifestRow, output_folders, parse_row, read_manifest, row_text
-from Data_preprocessing.mask_drawing import MaskChoice, choose_mask, draw_attention_target, draw_mask, white_box
+from Data_preprocessing.mask_drawing import (
+    DRAWING,
+    MaskChoice,
+    choose_mask,
+    draw_attention_target,
+    draw_mask,
+    white_box,
+)
 from Data_preprocessing.photo_files import iter_photos, read_photo
 from Data_preprocessing.photo_images import NO_FACE, NO_MASKED_FACE, AlignmentSettings
 from Script_tools.files import DataError
@@ -562,7 +569,7 @@ def test_other_settings_are_refused_and_both_named(tmp_path, no_dlib, monkeypatc
     assert tree(out) == before
 
 
-OTHERWISE = [("detector", "dlib", "yunet"), ("padding", 0.25, 0.5), ("drawing", 2, 3), ("landmark_model", None, "x-1")]
+OTHERWISE = [("detector", "dlib", "yunet"), ("padding", 0.25, 0.5), ("drawing", 1, 3), ("landmark_model", None, "x-1")]
 
 
 @pytest.mark.parametrize(("key", "was", "now"), OTHERWISE)
@@ -586,6 +593,21 @@ def test_faces_made_otherwise_are_refused_and_a_cache_is_made_anew(key, was, now
     assert face.read_bytes() == b"a face of this run"
     outputs.manifest.unlink()  # all images anew, as the message says
     assert engine(data, tmp_path / "out")[0]["ok"] == 12
+
+
+def test_faces_of_before_it_was_written_down_how_are_of_the_first_drawing(tmp_path, no_dlib):
+    data, how = make_photos(tmp_path / "set"), {"mask_kinds": ("cloth",)}
+    for folder in ("cache", "out"):
+        outputs = engine(data, tmp_path / folder, check_content=folder == "cache", **how)[1]
+        outputs.manifest.with_suffix(".json").unlink()
+    with pytest.raises(DataError, match=f"was made with drawing 1; .*would make it with drawing {DRAWING}"):
+        engine(data, tmp_path / "out", **how)
+    face = next((tmp_path / "cache").rglob("*_face_mask/*/*.jpg"))
+    face.write_bytes(b"an old face")
+    assert engine(data, tmp_path / "cache", check_content=True, **how)[0]["ok"] == 12
+    assert face.read_bytes() != b"an old face"
+    engine(data, tmp_path / "flat")[1].manifest.with_suffix(".json").unlink()  # flat masks are what they were
+    assert engine(data, tmp_path / "flat")[0]["ok"] == 12
 
 
 def test_people_are_chosen_and_the_others_rows_stay(tmp_path, no_dlib, capsys):

@@ -233,8 +233,10 @@ def test_reading_faces_gives_the_networks_own_outputs_and_the_embedding_layers_i
 
 
 def test_half_precision_keeps_what_use_needs_and_loads_as_float32(checkpoint_path, network):
-    kept = halved(load_checkpoint(checkpoint_path))
-    assert set(kept) == {"model", "config", "progress", "train_people", "run_name", "metrics"}
+    mean = torch.arange(3.0)  # without it --init_from would centre a teacher's targets otherwise
+    kept = halved(load_checkpoint(checkpoint_path) | {"teacher_mean": mean})
+    assert set(kept) == {"model", "config", "progress", "train_people", "run_name", "metrics", "teacher_mean"}
+    assert torch.equal(kept["teacher_mean"], mean)
     assert "/home" not in json.dumps(kept["config"]) and kept["config"]["image_size"] == 64
     assert kept["model"]["conv1.weight"].dtype == torch.float16
     assert kept["model"]["bn1.running_var"].dtype == torch.float32
@@ -284,6 +286,11 @@ def test_the_script_adds_thresholds_and_head_and_leaves_out_people_trained_on(ch
     head = stored["mask_head"]
     assert 1 <= head["faces"] <= 6 and head["accuracy"] == (head["recall"] + 1 - head["false_alarms"]) / 2
     assert output.stat().st_size < 0.6 * checkpoint_path.stat().st_size
+    (tmp_path / "some.txt").write_text("\n".join([*everybody, "Ann Misspelt"]))
+    calibration.main([*options, "--output", str(tmp_path / "some.pt"), "--people", str(tmp_path / "some.txt")])
+    assert f"1 of the {len(everybody) + 1} people of {tmp_path / 'some.txt'} are not in" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"no photos|No photos|has no"):  # one level too high
+        calibration.main([*options, "--data_path", str(drawn), "--output", str(tmp_path / "none.pt")])
     with pytest.raises(DataError, match="nobody is left to calibrate on"):
         save_checkpoint(checkpoint_path, {**trained, "train_people": everybody})
         calibration.main(options)

@@ -20,6 +20,7 @@ def write(path, seed, people=("a",), straightener=False, **settings):
     state = {
         "model": network.state_dict(), "config": plain_config(chosen), "progress": {"epoch": 3}, "metrics": [],
         "train_people": list(people), "run_name": path.stem, "thresholds": {}, "optimizer": {},
+        "teacher_mean": torch.full((4,), float(seed)),
     }  # fmt: skip
     save_checkpoint(path, state | ({"straightener": Straightener().state_dict()} if straightener else {}))
     return str(path)
@@ -46,7 +47,9 @@ def test_each_weight_is_the_mean_and_what_no_longer_holds_is_left_out(tmp_path):
         "metrics",
         "train_people",
         "run_name",
+        "teacher_mean",
     }
+    assert found["teacher_mean"].tolist() == [1.0] * 4
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert network_from_checkpoint(found)(images)[0].shape == (2, 16)
 

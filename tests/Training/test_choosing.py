@@ -21,7 +21,7 @@ from tests.Training.test_resume import by_its_pixels
 from Training import doubles
 from Training import setup as training_setup
 from Training.setup import RunData
-from Training.state import IDENTITY_FILE, begin_best_anew, identity_names, names_that_tell_nothing, people_seen
+from Training.state import IDENTITY_FILE, begin_best_anew, identity_names, names_that_tell_nothing, people_seen, resumed
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,10 @@ def log_of(output, result):
 def test_the_people_it_is_chosen_on_are_counted_and_told(drawn_options, tmp_path):
     pairs = option(drawn_options, "LFW_pairs")
     result = train(drawn_options, tmp_path, "--epochs", "1", "--select_pairs", pairs)
-    assert "people of lfw on whom best.pt is chosen: 8 of 8, so its figures are optimistic" in log_of(tmp_path, result)
+    log = log_of(tmp_path, result)
+    assert "people of lfw on whom best.pt is chosen: 8 of 8, so its figures are optimistic" in log
+    assert "people of lfw who are trained on: 0, 0 pairs left out" in log
+    assert "people of select who are trained on: 0, 0 pairs left out" in log
     result = train(drawn_options, tmp_path / "other", "--epochs", "1")
     assert "chosen on the people it is tested on (LFW_pairs)" in log_of(tmp_path / "other", result)
 
@@ -61,6 +64,8 @@ def test_where_names_tell_nothing_people_who_look_alike_are_told(tmp_path, monke
         faces=["Ann/1.jpg", "Bob/1.jpg", "Bob/2.jpg", "Cyd/1.jpg"],
         face_notmask=tmp_path / "test_face_notmask",
         people=[("Ann", "Bob"), ("Bob", "Bob"), ("Cyd", "Ann")],
+        skipped={"person trained on": 2},
+        trained_on=1,
     )
 
     class Faces(list):
@@ -72,7 +77,7 @@ def test_where_names_tell_nothing_people_who_look_alike_are_told(tmp_path, monke
     data = RunData(loader, {"lfw": test_set}, sampler.names)
     settings = config | {"teacher": "both", "padding": 0.625}
     lines = data.overlaps(settings).splitlines()
-    assert "numbers for names" in lines[-2]
+    assert lines[0] == "people of lfw who are trained on: 1, 2 pairs left out" and "numbers for names" in lines[-2]
     assert re.fullmatch(r"By SFace.* 1 of the 3 people of lfw look like .*: Bob like n000002 \(0\.[0-3]\d\)", lines[-1])
     for other in ({"teacher": "dlib"}, {"teacher_weight": 0.0}):
         assert "takes a teacher with SFace" in data.overlaps(settings | other)
@@ -134,6 +139,21 @@ def test_the_best_begins_anew_where_it_is_chosen_otherwise(drawn_options, tmp_pa
     assert begin_best_anew(before, "x") == ({**before, "chosen_on": "x"}, "")  # of a checkpoint of before
 
 
+def test_what_it_is_chosen_on_is_also_how_the_faces_are_made(monkeypatch):
+    pairs = SimpleNamespace(faces=["Ann/1.jpg"], index=np.zeros((1, 2), int), is_same=np.array([True]))
+    data = RunData(None, {"lfw": SimpleNamespace(pairs=pairs)}, [])
+
+    def prints():
+        others = {}, {"detector": "yunet"}, {"padding": 0.5}, {"test_masks": "kinds"}, {"test_seed": 1}
+        return [data.chosen_on(config | other) for other in others]
+
+    before = prints()
+    assert len(set(before)) == 5
+    monkeypatch.setattr("Data_preprocessing.mask_drawing.DRAWING", 99)
+    changed = [one != other for one, other in zip(before, prints(), strict=True)]
+    assert changed == [False, False, False, True, False]  # the flat mask is drawn as it always was
+
+
 def test_all_seeds_are_chosen_and_scored_on_the_same_faces(drawn_options, tmp_path):
     progress = []
     for seed in (0, 1):
@@ -147,8 +167,10 @@ def test_all_seeds_are_chosen_and_scored_on_the_same_faces(drawn_options, tmp_pa
 def test_numbers_of_vggface2_are_people_by_its_table(tmp_path):
     (tmp_path / "train").mkdir()
     settings = config | {"raw_data_path": str(tmp_path / "train"), "train_data_path": str(tmp_path / "faces")}
-    assert identity_names(settings) == {} and names_that_tell_nothing(["n000001", "n000002"])
-    assert not names_that_tell_nothing(["n000001", "Ann"])
+    assert identity_names(settings) == {} and names_that_tell_nothing(["n000001", "n000002"], ["Ann_Lee"])
+    assert names_that_tell_nothing(["0000045", "10177"], ["Ann_Lee"])  # CASIA's, CelebA's
+    assert not names_that_tell_nothing(["n000001", "Ann"], ["Ann_Lee"])
+    assert not names_that_tell_nothing(["10177"], ["2820"])  # two parts of one set
     table = tmp_path / IDENTITY_FILE
     table.write_text(
         'Class_ID, Name, Sample_Num, Flag, Gender\nn000002, "Ann_Veneman", 315, 1, f\nn000003, B C,1,1,m\n'
@@ -177,8 +199,11 @@ def test_a_run_that_goes_on_tells_what_is_changed_and_takes_no_recipe(drawn_opti
     out = capsys.readouterr().out
     assert "goes on with margin = 0.25; it was 0.5" in out and "goes on with epochs = 2; it was 1" in out
     assert out.count("goes on with ") == 2
-    with pytest.raises(DataError, match="--recipe best does not go with --resume"):
-        train_maskV9.main(["--resume", last, "--recipe", "best"])
+    for option, name in (("--recipe", "best"), ("--config", "config_notmask")):
+        with pytest.raises(DataError, match=f"{option} {name} does not go with --resume"):
+            train_maskV9.main(["--resume", last, option, name])
+    config, _ = resumed(train_maskV9.parse_args(["--resume", last, "--epochs", "2", "--images", "36"]))
+    assert f"goes on with num_train_triplets = {config['num_train_triplets']}; it was" in capsys.readouterr().out
 
 
 def test_weights_that_are_not_finite_are_not_saved(drawn_options, tmp_path, monkeypatch):

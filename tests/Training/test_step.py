@@ -59,7 +59,7 @@ def unit_rows(count, seed=1):
 def step(objective, data):
     model = Embed()
     judged = judge(model, data, objective)
-    hard = find_hard(judged, data, dataset=None)
+    hard = find_hard(judged, data, None, None)
     loss, attention = batch_loss(judged, hard, objective)
     loss.backward()
     return model, judged, hard, loss.detach(), attention.detach()
@@ -314,5 +314,5 @@ def test_a_step_of_the_recipe_has_few_operators(on_card, monkeypatch):
     objective = Objective(1e3, config["embedding_scale"])
     with Operators() as operators:
         judged = judge(network, data, objective)
-        batch_loss(judged, find_hard(judged, data, None), objective)[0].backward()
+        batch_loss(judged, find_hard(judged, data, None, None), objective)[0].backward()
     assert operators.count <= 1250
