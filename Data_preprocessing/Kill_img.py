@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Data_preprocessing.photo_files import LOOSE, left_out, person_folders, split_files, survey
+from Data_preprocessing.photo_files import LOOSE, left_out, leftover_folders, person_folders, split_files, survey
 from Data_preprocessing.photo_size import read_size
 from Script_tools.files import DataError, file_errors, replacing
 from Script_tools.run_lock import locked, refuse_if_held
@@ -95,8 +95,9 @@ def kill(
     """
     if min_size < 1:
         raise DataError(f"--min_size {min_size}: must be 1 px or more")
-    places, problems, left = places_of(data_path), [], Counter()
+    places, problems = places_of(data_path), []
     people = _own_folders(places.data, person_folders(places.data), follow_links, problems)
+    left = leftover_folders(places.data)
     if action == DELETED and not sure:
         _refuse_to_delete_most(places, people, min_size)
     counts = Counter(killed=0, unreadable=0, kept=0, failed=0, all=0, other_files=0)

@@ -122,6 +122,7 @@ def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
     Raises DataError if there are none.
     """
     loose, left = split_files(folder)
+    left += leftover_folders(folder)
     entries = [(name, folder / name) for name in loose]
     for person in sorted(entry.name for entry in _entries(folder) if is_person_name(entry.name) and _is_folder(entry)):
         try:
@@ -138,6 +139,11 @@ def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
     return entries, left
 
 
+def leftover_folders(folder: str | Path) -> Counter:
+    """How many folders of other systems lie there, whose photos are none; counted as ``split_files`` does."""
+    return +Counter({LEFTOVERS: sum(entry.name in LEFTOVER_FOLDERS for entry in _entries(folder))})
+
+
 def survey(data_path: str | Path, people: Iterable[str], may_be_none: bool = False) -> tuple[int, Counter]:
     """How many photos ``iter_photos(data_path, people, with_folders=True)`` gives, and how many other files lie there,
     by why they are not taken.
@@ -146,7 +152,7 @@ def survey(data_path: str | Path, people: Iterable[str], may_be_none: bool = Fal
     """
     loose, left = split_files(data_path)
     left[LOOSE], total, deeper = len(loose), 0, None
-    left[LEFTOVERS] += sum(entry.name in LEFTOVER_FOLDERS for entry in _entries(data_path))
+    left += leftover_folders(data_path)
     people = list(people)
     for person in people:
         photos, others = split_files(os.path.join(data_path, person), with_folders=True, deeper=True)

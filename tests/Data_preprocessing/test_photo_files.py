@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from Data_preprocessing.Kill_img import kill
 from Data_preprocessing.photo_files import (
     DEEPER,
     HEIC,
@@ -22,6 +23,7 @@ from Data_preprocessing.photo_files import (
     iter_photos,
     left_out,
     person_folders,
+    photos_in,
     photos_of,
     read_photo,
     split_files,
@@ -96,6 +98,10 @@ def test_what_is_not_taken_is_counted_by_reason(tmp_path):
     assert left == {HEIC: 1, OTHER_PHOTOS: 1, LEFTOVERS: 5, OTHER: 1, DEEPER: 1, LOOSE: 1}
     assert "1 HEIC photos: convert them to JPEG" in left_out(left) and "5 leftovers" in left_out(left)
     assert left_out({}) == ""
+    photos, others = photos_in(tmp_path)  # of compare.py
+    assert len(photos) == 2 and others[LEFTOVERS] == 5
+    counts = kill(tmp_path, 1, action=None)
+    assert counts["all"] == 1 and counts["other_files"] == left.total()
 
 
 def test_a_folder_one_level_too_high_is_told_where_photos_are(tmp_path):
