@@ -8,11 +8,11 @@ import numpy as np
 from Data_preprocessing.face_alignment import FaceAligner, model_mark, yunet_mark
 from Data_preprocessing.manifest import ManifestRow, OutputFolders
 from Data_preprocessing.mask_drawing import (
+    DRAWING,
     MaskChoice,
     choose_mask,
     draw_attention_target,
     draw_mask,
-    drawing_of,
     white_box,
 )
 from Script_tools.chip_geometry import PADDING
@@ -51,7 +51,7 @@ class AlignmentSettings(NamedTuple):
             "padding": self.padding,
             "chain": self.chain,
             "realign": self.realign,
-            "drawing": drawing_of(self.mask_kinds),
+            "drawing": DRAWING if set(self.mask_kinds) - {"flat"} else None,  # flat is drawn as it always was
             "landmark_model": model_mark(self.predictor_path),
             "face_model": yunet_mark() if self.detector == "yunet" else None,
         }

@@ -168,7 +168,6 @@ def main(argv=None) -> dict:
 def untrained_photos(args: argparse.Namespace, config: dict, data_path: Path, trained: set[str]) -> list[str]:
     """The photos to calibrate on, of people not trained on. Raises DataError if nobody is left."""
     there = person_folders(data_path)
-    survey(data_path, there)  # refuses a folder without photos, and says where some are
     people = set(there)
     if args.people:
         asked = set(read_names(args.people))
@@ -183,6 +182,8 @@ def untrained_photos(args: argparse.Namespace, config: dict, data_path: Path, tr
             "them trained on). Thresholds of people trained on would be far too strict on others."
         )
     photos = choose_photos(data_path, people - trained, args.photos_per_person, np.random.default_rng(config["seed"]))
+    if not photos:
+        survey(data_path, there)  # says where photos are
     print(f"{len(photos)} people of {data_path}; {len(people & trained)} more were trained on and are left out")
     return [photo for names in photos.values() for photo in names]
 

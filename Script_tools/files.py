@@ -7,12 +7,14 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from Script_tools.processes import Process, this_process
 
+WEEK = 7 * 24 * 3600.0  # s
 TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,18})-([0-9]*)-[0-9a-f]{8}\.tmp", re.DOTALL)
 DLIB_MODELS_URL = "http://dlib.net/files"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -94,14 +96,21 @@ def remove_stale(folder: Path, name: str) -> None:
     """Remove the temporary files of files whose names start with ``name`` that killed runs have left, here and since
     this machine's start.
 
-    Those of other machines and containers stay, for nothing tells whether their run still writes them.
+    Those of other machines and containers, and from before a restart, stay until nobody has written to them for a week,
+    for nothing tells whether their run still writes them.
     """
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(f".{name[:40]}")]
     for found in names:
         match = TEMPORARY.fullmatch(found)
-        if match and Process(int(match[2]), match[1], match[3]).has_ended():
+        if match and (Process(int(match[2]), match[1], match[3]).has_ended() or _is_old(folder / found)):
             (folder / found).unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > WEEK
+    return False
 
 
 def write_whole(path: str | Path, data: bytes | str, tidy: bool = True, to_disk: bool = False) -> None:

@@ -12,7 +12,7 @@ class Process(NamedTuple):
     """A process: its number, where that counts (``numbering``), and when it started, in the kernel's ticks ('' where
     the system hides it).
 
-    The start tells it from a later process of the same number, such as number 1 of a container that was restarted.
+    The start tells it from a later process of the same number.
     """
 
     pid: int

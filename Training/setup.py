@@ -25,7 +25,6 @@ from Evaluation.embed import embed_faces
 from Evaluation.scores import check_enough
 from Models.checkpoint import build_network, init_from, keep_straightener, load_checkpoint
 from Models.face_trunks import TRUNKS, FaceTrunks, weights_of
-from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError
 from Script_tools.workers import keep_freed_memory
 from Training.distributed import gather_rows, rank, world_size
@@ -50,12 +49,11 @@ class RunData(NamedTuple):
         return "select" if "select" in self.test_sets else "lfw"
 
     def chosen_on(self, config: dict) -> str:
-        """A fingerprint of that: the pairs that are used, the masks of their faces, and how these are made."""
+        """A fingerprint of that: the pairs that are used, and the masks of their faces."""
         pairs = self.test_sets[self.selection].pairs
         parts = pairs.faces, pairs.index.tolist(), pairs.is_same.tolist(), config["test_masks"], config["test_seed"]
         drawing = drawing_of(SUITES[config["test_masks"]].get("mask_kinds", ()))
-        made = drawing, config["detector"], config["padding"]
-        parts += () if made == (1, "dlib", PADDING) else made  # the recipe's runs of before keep their fingerprint
+        parts += () if drawing == 1 else (drawing,)  # runs that are tested with flat masks keep their fingerprint
         return blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
     def overlaps(self, config: dict) -> str:
@@ -76,7 +74,7 @@ class RunData(NamedTuple):
                 lines.append(f"people of {name} on whom best.pt is chosen: {shared} of {there}{optimistic}")
         if self.selection == "lfw":
             lines.append("best.pt is chosen on the people it is tested on (LFW_pairs): its figures will be optimistic")
-        if names_that_tell_nothing(self.people, set().union(*map(people_of, self.test_sets.values()))):
+        if any(names_that_tell_nothing(self.people, people_of(test_set)) for test_set in self.test_sets.values()):
             lines.append(
                 "The people trained on have numbers for names, so nobody can be left out of the tests for having been "
                 f"trained on: if they are VGGFace2's, put its {IDENTITY_FILE} beside the photos."

@@ -26,8 +26,8 @@ from Training.learner import Learner
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
 STEP_KEYS = ("momentum", "weight_decay", "ema_decay")  # of how steps are made, whatever the network
 FIXED_KEYS = (
-    "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "dlib_weight", "optimizer",
-    "teacher", "train_straightener", *STEP_KEYS,
+    "trunk", "model", "embedding_dim", "attention", "cbam", "image_size", "padding", "detector", "dlib_weight",
+    "optimizer", "teacher", "train_straightener", *STEP_KEYS,
 )  # fmt: skip
 TEACHER_MEAN = (
     "teacher_mean"  # key of a checkpoint: (D,) float32, from which a centred teacher's targets are directions
@@ -123,7 +123,7 @@ def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict
     require(checkpoint, path, *RESUMED)
     config = config_from_args(args, {**BEFORE, **checkpoint["config"]})
     check_can_continue(checkpoint, config, path)
-    for key, was in plain_config({**config, **checkpoint["config"]}).items():
+    for key, was in plain_config({**config, **BEFORE, **checkpoint["config"]}).items():
         if plain_config(config)[key] != was:
             print(f"note: the run goes on with {key} = {config[key]!r}; it was {was!r}")
     folder = Path(path).resolve().parent

@@ -221,7 +221,7 @@ def pack_hard_triplets(
 
 def non_finite_message(loss: float, batch: dict, dataset, model: nn.Module) -> str:
     """Says whether the weights or which files gave a loss of nan or inf, and what to do."""
-    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    broken = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     if broken:
         return (
             f"The loss became {loss}, for the last step left weights that are not finite ({len(broken)} tensors, such "

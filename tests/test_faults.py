@@ -77,10 +77,16 @@ def test_temporary_files_of_dead_runs_only_are_removed(tmp_path):
     dead = mine.with_name(mine.name.replace(pid, f"-{dead_pid()}-"))
     elsewhere = dead.with_name(dead.name.replace(dead.name.split("-")[0][-8:], "00000000"))
     other = dead.with_name(dead.name.replace("index", "other"))
-    for path in (mine, dead, elsewhere, other, tmp_path / ".index.csv.tmp"):
+    old = elsewhere.with_name(elsewhere.name.replace("00000000", "00000001"))
+    for path in (mine, dead, elsewhere, other, old, tmp_path / ".index.csv.tmp"):
         path.touch()
+    os.utime(old, (time.time() - 8 * 24 * 3600,) * 2)
     write_whole(tmp_path / "index.csv", "x")
-    assert not dead.exists() and all(path.exists() for path in (mine, elsewhere, other, tmp_path / ".index.csv.tmp"))
+    assert (
+        not dead.exists()
+        and not old.exists()
+        and all(path.exists() for path in (mine, elsewhere, other, tmp_path / ".index.csv.tmp"))
+    )
     remove_stale(tmp_path, "oth")
     assert not other.exists()
 
@@ -112,6 +118,7 @@ def test_two_real_runs_at_once(tmp_path):
         for photo in range(20):
             (data / str(person)).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (9, 9), (person, photo, 9)).save(data / str(person) / f"{photo}.jpg")
+    Image.new("RGB", (300, 300)).save(data / "0" / "large.jpg")  # stays, for a run that begins when the other has ended
     (tmp_path / "set_killed.lock").write_text(dead_lock())  # both have to take it over
     command = [sys.executable, str(ROOT / "Data_preprocessing" / "Kill_img.py"), "--data_path", str(data)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -139,19 +139,19 @@ def test_the_best_begins_anew_where_it_is_chosen_otherwise(drawn_options, tmp_pa
     assert begin_best_anew(before, "x") == ({**before, "chosen_on": "x"}, "")  # of a checkpoint of before
 
 
-def test_what_it_is_chosen_on_is_also_how_the_faces_are_made(monkeypatch):
+def test_what_it_is_chosen_on_is_also_how_the_masks_are_drawn(monkeypatch):
     pairs = SimpleNamespace(faces=["Ann/1.jpg"], index=np.zeros((1, 2), int), is_same=np.array([True]))
     data = RunData(None, {"lfw": SimpleNamespace(pairs=pairs)}, [])
 
     def prints():
-        others = {}, {"detector": "yunet"}, {"padding": 0.5}, {"test_masks": "kinds"}, {"test_seed": 1}
+        others = {}, {"test_masks": "kinds"}, {"test_seed": 1}
         return [data.chosen_on(config | other) for other in others]
 
     before = prints()
-    assert len(set(before)) == 5
+    assert len(set(before)) == 3
     monkeypatch.setattr("Data_preprocessing.mask_drawing.DRAWING", 99)
     changed = [one != other for one, other in zip(before, prints(), strict=True)]
-    assert changed == [False, False, False, True, False]  # the flat mask is drawn as it always was
+    assert changed == [False, True, False]  # the flat mask is drawn as it always was
 
 
 def test_all_seeds_are_chosen_and_scored_on_the_same_faces(drawn_options, tmp_path):
@@ -202,6 +202,8 @@ def test_a_run_that_goes_on_tells_what_is_changed_and_takes_no_recipe(drawn_opti
     for option, name in (("--recipe", "best"), ("--config", "config_notmask")):
         with pytest.raises(DataError, match=f"{option} {name} does not go with --resume"):
             train_maskV9.main(["--resume", last, option, name])
+    with pytest.raises(DataError, match="detector"):  # AUCs of faces found otherwise are no bar for these
+        train_maskV9.main(["--resume", last, "--detector", "yunet"])
     config, _ = resumed(train_maskV9.parse_args(["--resume", last, "--epochs", "2", "--images", "36"]))
     assert f"goes on with num_train_triplets = {config['num_train_triplets']}; it was" in capsys.readouterr().out
 

@@ -101,10 +101,13 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
     assert [row["masked"] for row in again] == [row["masked"] for row in rows] and len(again) == 3  # in their place
     accuracy.main([*options, "--compare", "half_unmasked_36_0", "half_unmasked_36_0"])
     assert capsys.readouterr().out.count("+0.0000  (95 % interval +0.0000 to +0.0000)") == 9
-    assert {row["drawing"] for row in again} == {str(DRAWING)}
-    monkeypatch.setattr("benchmarks.sources.DRAWING", DRAWING + 1)  # test masks drawn otherwise are rows of their own
+    assert [row["drawing"] for row in again] == ["1", *[str(DRAWING)] * 2]  # the flat one is what it always was
+    # test masks drawn otherwise are rows of their own
+    monkeypatch.setattr("Data_preprocessing.mask_drawing.DRAWING", DRAWING + 1)
     accuracy.main([*options, "--recipe", "half_unmasked", "--images", "36", "--checkpoint", str(checkpoint)])
-    assert [row["drawing"] for row in accuracy.read_rows(table)] == [str(DRAWING)] * 3 + [str(DRAWING + 1)] * 3
+    found = [(row["suite"], int(row["drawing"])) for row in accuracy.read_rows(table)]
+    kinds = [(suite, drawing) for drawing in (DRAWING, DRAWING + 1) for suite in ("kinds", "realigned")]
+    assert sorted(found) == sorted([("flat", 1), *kinds])
     assert f"| kinds, drawing {DRAWING + 1} |" in accuracy.table(accuracy.read_rows(table))
     with pytest.raises(DataError, match="no distances of half_unmasked_36_0 and half_unmasked_36_7"):
         accuracy.main([*options, "--compare", "half_unmasked_36_0", "half_unmasked_36_7"])
