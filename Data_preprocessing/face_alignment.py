@@ -58,10 +58,8 @@ UPRIGHT_SCORE = 0.0
 CHIP_FACE, CHIP_MARGIN = 160, 60  # px: the face, twice what the detector needs; the room around it that it wants
 CHIP_OVERLAP = 0.5  # of the found box and the expected one: intersection over union
 
-YUNET, YUNET_NAMES = (
-    "face detector YuNet",
-    ("face_detection_yunet_2023mar_int8bq.onnx", "face_detection_yunet_2023mar.onnx"),
-)
+YUNET = "face detector YuNet"
+YUNET_NAMES = ("face_detection_yunet_2023mar_int8bq.onnx", "face_detection_yunet_2023mar.onnx")
 YUNET_SCORE, YUNET_NMS, YUNET_TOP = 0.6, 0.3, 50  # the least score; overlap of two boxes of one face; boxes at most
 YUNET_LEAST = 16  # px of the shorter side of what it looks at
 YUNET_LENIENT_SCORE = 0.3  # where nothing else is found

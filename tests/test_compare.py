@@ -255,13 +255,15 @@ def test_a_face_too_small_to_judge_is_no_answer(drawn, tmp_path, capsys):
 def test_an_eye_that_passes_for_a_face_is_no_answer(drawn):
     """YuNet, below its usual threshold, takes an enlarged eye for a face that lies mostly outside the photo."""
 
-    def found(box):
-        face = AlignedFace(np.zeros((8, 8, 3), np.uint8), None, box, 1, None, "yunet lenient")
-        return find_face(photo(drawn, 0), SimpleNamespace(align_turned=lambda *_, **__: (face, 0)))
+    def found(box, detector="yunet lenient"):
+        face = AlignedFace(np.zeros((8, 8, 3), np.uint8), None, box, 1, None, detector)
+        aligner = SimpleNamespace(align_turned=lambda *_, **__: (face, 0), looks_aligned=lambda _: True)
+        return find_face(photo(drawn, 0), aligner)
 
     height, width = np.asarray(Image.open(photo(drawn, 0))).shape[:2]
     with pytest.raises(NoAnswer, match="mostly outside the photo"):
         found((-width // 2, -height // 2, 3 * width // 2, height))
+    assert found((-width, -height, 2 * width, 2 * height), "whole image")  # nobody has seen a box there
     cut_at_the_chin = (10, 10, width - 10, height + height // 4)
     assert found(cut_at_the_chin).aligned.box == cut_at_the_chin
     assert boxes.share_inside((-10, 0, 10, 10), (10, 20, 3)) == 0.5
