@@ -63,6 +63,7 @@ config = {
     "weight_decay": 0.0,  # of weights, not of biases and batch normalisation
     "clip_gradients": 0.0,  # to this length, of all weights' together; 0: never
     "accumulate": 1,  # batches whose gradients make one step
+    "sync_batch_norm": False,  # several GPUs normalise with the statistics of all their images, not each with its own
     "ema_decay": 0.0,  # such as 0.999: a moving average of the weights is validated and saved; 0: they themselves
     "learning_rate_schedule": [(0, 0.125), (19, 0.0625), (60, 0.0155), (90, 0.003), (120, 0.0001), (160, 0.00006)],
     # ^ (first epoch, counted from 0; learning rate)

@@ -203,12 +203,13 @@ def train_one_epoch(
 def train_on_batch(learner: Learner, batch: dict, dataset, tally: Tally) -> None:
     """A step on the hard triplets of a batch: none without any, unless there is a teacher, who teaches every image."""
     objective = learner.objective
-    with frozen_statistics(learner.model) if learner.pack_to else nullcontext():
-        judged = judge(learner.model, batch, objective)
-    hard = find_hard(judged, batch, dataset, learner.model)
-    loss, attention = batch_loss(judged, hard, objective)
-    if hard.total or (objective.teacher and hard.total_images):
-        learner.learn(loss)
+    with learner.adding_up():
+        with frozen_statistics(learner.model) if learner.pack_to else nullcontext():
+            judged = judge(learner.model, batch, objective)
+        hard = find_hard(judged, batch, dataset, learner.model)
+        loss, attention = batch_loss(judged, hard, objective)
+        if hard.total or (objective.teacher and hard.total_images):
+            learner.learn(loss)
     if not learner.pack_to:
         tally.add_triplets(judged, hard, batch.get("targets"))
     tally.add_losses(judged, hard, attention)

@@ -1,4 +1,4 @@
-"""68 facial landmarks -> outlines, in pure numpy: no image, no dlib.
+"""68 facial landmarks -> outlines: numbers alone, no image, no dlib.
 
 The landmarks are dlib's (the iBUG 300-W order, counted from 0): jaw 0..16 from ear to ear over the chin (8), brows
 17..26, nose 27..35 (33: its base), eyes 36..47, mouth 48..67. x grows to the right, y downwards, in pixels.
@@ -8,9 +8,9 @@ An outline is an (N, 2) float64 array of polygon corners.
 import math
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
-Point = tuple[float, float]
 MIRROR = np.array([-1.0, 1.0])
 JAW = slice(0, 17)
 FLAT_MASK = slice(2, 15)  # jaw points 2..14: the mask of the recipe
@@ -58,24 +58,9 @@ def face_outline(landmarks: np.ndarray) -> np.ndarray:
 
 
 def convex_hull(points: np.ndarray) -> np.ndarray:
-    """Corners of the convex hull of (N, 2) points, by Andrew's monotone chain (1979)."""
-    ordered = sorted(set(map(tuple, np.asarray(points, np.float64).tolist())))
-    if len(ordered) < 3:
-        return np.array(ordered)
-    return np.array(_chain(ordered)[:-1] + _chain(ordered[::-1])[:-1])
-
-
-def _chain(ordered: list[Point]) -> list[Point]:
-    chain: list[Point] = []
-    for point in ordered:
-        x, y = point
-        while len(chain) > 1:
-            (x0, y0), (x1, y1) = chain[-2:]
-            if (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0:  # which way the path turns; 0: straight on
-                break
-            chain.pop()
-        chain.append(point)
-    return chain
+    """Corners of the convex hull of (N, 2) points."""
+    points = np.asarray(points, np.float64)
+    return points[cv2.convexHull(points.astype(np.float32), returnPoints=False)[:, 0]]
 
 
 class FaceFrame(NamedTuple):

@@ -164,7 +164,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        layer.momentum, layer.num_batches_tracked = 0.0, None
+        # SyncBatchNorm wants a counter: one to be thrown away
+        counter = torch.zeros((), dtype=torch.int64) if isinstance(layer, nn.SyncBatchNorm) else None
+        layer.momentum, layer.num_batches_tracked = 0.0, counter
     try:
         yield
     finally:

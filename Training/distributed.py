@@ -4,8 +4,9 @@ torchrun --nproc_per_node=4 train_maskV9.py
 
 Triplets and validation faces are split over the processes, not repeated. Gradients are averaged by
 DistributedDataParallel (NCCL on CUDA, gloo on the CPU). Each process normalises with the statistics of its own part of
-a batch, so that a GPU's batch normalisation sees train_batch_size triplets however many GPUs there are; the running
-statistics are averaged before each validation and for each checkpoint. Process 0 alone prints and writes.
+a batch, so that a GPU's batch normalisation sees train_batch_size triplets however many GPUs there are, unless
+``sync_batch_norm`` asks for those of the whole; the running statistics are averaged before each validation and for each
+checkpoint. Process 0 alone prints and writes.
 """
 
 import contextlib
@@ -108,6 +109,28 @@ def parallel(network: nn.Module) -> nn.Module:
     device_ids = [device.index] if device.type == "cuda" else None
     # buffers are running statistics: averaged when they are used instead of being sent with every step
     return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+
+
+def normalised_together(network: nn.Module, device: torch.device) -> nn.Module:
+    """``network`` with batch normalisation over the images of all processes (torch's SyncBatchNorm); its weights stay
+    the same tensors, of the same names. Itself if there is one process.
+
+    Raises DataError on a CPU, where PyTorch has none.
+    """
+    if world_size() == 1:
+        return network
+    if device.type != "cuda":
+        raise DataError("sync_batch_norm = True works on CUDA alone: leave it off for several processes on a CPU")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+@torch.no_grad()
+def average_gradients(network: nn.Module) -> None:
+    """Give every process the mean of their gradients, where no backward pass has done so (``no_sync``)."""
+    for weight in network.parameters():
+        if world_size() > 1 and weight.grad is not None:
+            dist.all_reduce(weight.grad)
+            weight.grad /= world_size()
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """What learns: the network with its optimizer, and how gradients become steps."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from Training.distributed import average_running_statistics, parallel
+from Training.distributed import average_gradients, average_running_statistics, parallel
 from Training.step import Objective, make_scaler
 
 
@@ -56,6 +57,11 @@ class Learner:
         for network in dict.fromkeys((self.network, self.tested)):  # all processes in one order
             average_running_statistics(network)
 
+    def adding_up(self) -> AbstractContextManager:
+        """For both passes of a batch: processes share gradients once a step, with the last batch that is added up."""
+        alone = self.pending + 1 < self.accumulate and hasattr(self.model, "no_sync")
+        return self.model.no_sync() if alone else nullcontext()
+
     def learn(self, loss: torch.Tensor) -> None:
         """Add the gradient of a batch's ``loss``, and make a step once ``accumulate`` have been added."""
         if not self.pending:
@@ -69,6 +75,8 @@ class Learner:
         """Make a step with the gradients that wait, where there are some."""
         if not self.pending:
             return
+        if self.pending < self.accumulate:  # an epoch's last ones, not shared yet
+            average_gradients(self.network)
         if self.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)

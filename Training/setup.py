@@ -27,7 +27,7 @@ from Models.checkpoint import build_network, init_from, keep_straightener, load_
 from Models.face_trunks import TRUNKS, FaceTrunks, weights_of
 from Script_tools.files import DataError
 from Script_tools.workers import keep_freed_memory
-from Training.distributed import gather_rows, rank, world_size
+from Training.distributed import gather_rows, normalised_together, rank, world_size
 from Training.doubles import look_alikes, told
 from Training.learner import Learner
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
@@ -158,6 +158,8 @@ def prepare_network(config: dict, device: torch.device, checkpoint: dict | None 
         keep_straightener(network, checkpoint, "the checkpoint")
     if config["train_straightener"] and network.straightener is not None:
         network.straightener.requires_grad_(True)  # before the optimizer is made: it learns what can be learned
+    if config["sync_batch_norm"]:
+        network = normalised_together(network, device)
     network = network.to(device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -122,9 +122,12 @@ def taught(model: nn.Module) -> nn.Module:
 
 
 def _nothing(model: nn.Module, batch: dict, objective: Objective) -> tuple[torch.Tensor, torch.Tensor | None]:
-    was_training = model.training
+    size, was_training = batch["images"].shape[2:], model.training
+    if was_training and any(isinstance(layer, nn.SyncBatchNorm) for layer in model.modules()):
+        # the others wait for this process at each layer; in float32, in which statistics are
+        return forward(model, batch["images"].new_zeros(0, *size), "float32")
     model.eval()  # one image has no statistics to normalise with, and must leave none
-    embeddings, logits = forward(model, batch["images"].new_zeros(1, *batch["images"].shape[2:]), objective.precision)
+    embeddings, logits = forward(model, batch["images"].new_zeros(1, *size), objective.precision)
     model.train(was_training)
     return embeddings[:0], None if logits is None else logits[:0]
 

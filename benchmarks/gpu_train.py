@@ -1,7 +1,6 @@
 """A recipe trained on carried faces for as long as there is time: a part of benchmarks/gpu_check.py."""
 
 import csv
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,8 @@ import train_maskV9
 from benchmarks.gpu_step import Plan, attempt
 from benchmarks.pack_for_gpu import training_options
 from config_mask import RECIPES, config
+from Evaluation.calibration import halved
+from Models.checkpoint import load_checkpoint, save_checkpoint
 from Script_tools.workers import usable_processors
 
 EPOCHS, TRIAL_STEPS = 3, 20
@@ -17,8 +18,8 @@ USED = 0.85  # of the time left, by the rate of the trial
 
 
 def train(plan: Plan) -> Iterator[dict]:
-    """A trial of two short epochs, which shows the rate, and then a run of the length that fits; its best.pt is copied
-    beside the results."""
+    """A trial of two short epochs, which shows the rate, and then a run of the length that fits; the weights of its
+    best.pt lie beside the results, a sixth of its size."""
     recipe = training_options(plan.faces)[0]
     batch, steps = (4, 2) if plan.tiny else ((config | RECIPES[recipe])["train_batch_size"], TRIAL_STEPS)
     trial = attempt({"train": recipe, "run": "trial"}, lambda: one_run(plan, batch, 2, steps * batch))
@@ -32,7 +33,8 @@ def train(plan: Plan) -> Iterator[dict]:
 
 
 def one_run(plan: Plan, batch: int, epochs: int, triplets: int, keep: Path | None = None) -> dict:
-    """train_maskV9.py on the carried faces; the rate is that of the last epoch. ``keep``: where best.pt goes."""
+    """train_maskV9.py on the carried faces; the rate is that of the last epoch. ``keep``: where best.pt
+    goes, in half precision."""
     options = training_options(plan.faces)[1]
     workers = 0 if plan.tiny else max(1, usable_processors() - 1)
     settings = {"output_path": plan.folder, "epochs": epochs, "num_train_triplets": triplets,
@@ -42,7 +44,7 @@ def one_run(plan: Plan, batch: int, epochs: int, triplets: int, keep: Path | Non
         [*options, *(part for key, value in settings.items() for part in (f"--{key}", str(value)))]
     )
     if keep:
-        shutil.copyfile(done["checkpoints"] / "best.pt", keep)
+        save_checkpoint(keep, halved(load_checkpoint(done["checkpoints"] / "best.pt")))
     with open(done["metrics"], newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     aucs = {f"{protocol}_auc": float(done["best"][f"{protocol}_auc"]) for protocol in ("unmasked", "masked", "cross")}

@@ -603,7 +603,7 @@ def test_what_processes_share_goes_through_nccl(one_process_of_torchrun, monkeyp
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL refuses two processes on one card: needs two cards")
 def test_two_processes_train_on_two_cards(options, tmp_path):
-    for way in ((), ("--packed", "True")):
-        output = tmp_path / str(len(way))
+    for way in ((), ("--packed", "True"), ("--sync_batch_norm", "True")):
+        output = tmp_path / "_".join(("out", *way[:1]))
         torchrun(ROOT / "train_maskV9.py", *options, "--output_path", output, "--run_name", "two", *way)
         assert len(read_metrics(output / "logs" / "two" / "metrics.csv")) == 2

@@ -65,6 +65,46 @@ def test_two_processes_find_what_one_finds(one, two, name):
     assert shared["weights"] == pytest.approx(alone["weights"], rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "normalised together",
+        "normalised together, one process without images",
+        "normalised together, blocks computed twice",
+        "normalised together, packed",
+    ],
+)
+def test_two_processes_that_normalise_together_find_what_one_finds(one, two, name):
+    alone, shared = one[name], two[0][name]
+    for key in FRACTIONS:
+        assert shared[key] == pytest.approx(alone[key], abs=1e-4), key
+    assert shared["hard_triplets"] == alone["hard_triplets"] > 0 and shared["stepped"]
+    assert shared["running"] == pytest.approx(alone["running"], rel=1e-4, abs=1e-3)
+    assert shared["weights"] == pytest.approx(alone["weights"], rel=1e-8)
+
+
+def test_processes_that_normalise_together_must_have_gpus(monkeypatch):
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    assert distributed.normalised_together(network, torch.device("cpu")) is network  # one process
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(DataError, match="sync_batch_norm = True works on CUDA alone"):
+        distributed.normalised_together(network, torch.device("cpu"))
+    together = distributed.normalised_together(network, torch.device("cuda"))
+    assert isinstance(together[0], torch.nn.SyncBatchNorm) and together[0].weight is network[0].weight
+    assert list(together.state_dict()) == [
+        "0.weight",
+        "0.bias",
+        "0.running_mean",
+        "0.running_var",
+        "0.num_batches_tracked",
+    ]
+
+
+def test_gradients_are_shared_once_a_step(two):
+    own, shared = two[0]["gradients"]["own"], two[0]["gradients"]["shared"]
+    assert own[0] != pytest.approx(own[1], rel=1e-3) and shared[0] == pytest.approx(shared[1], rel=1e-6)
+
+
 def test_the_cases_are_what_they_say(one):
     assert one["plain"]["hard_triplets"] > 8 and one["plain"]["stepped"]
     # of two processes the first has triplets 0 and 1 of each batch, the second 2 and 3, which are easy

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import gpu_check, pack_for_gpu
 from benchmarks.gpu_loop import PARTS
@@ -132,3 +133,4 @@ def test_carried_faces_are_trained_on_without_photos(carried, tmp_path):
     assert whole["images"] == 36 and 0 <= whole["masked_auc"] <= 1 and whole["images_per_second"] > 0
     checkpoint = load_checkpoint(tmp_path / "best.pt")
     assert checkpoint["train_people"] == read_index(carried[0] / "faces.csv").names
+    assert "optimizer" not in checkpoint and checkpoint["model"]["embedding.weight"].dtype == torch.float16
