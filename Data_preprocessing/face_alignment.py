@@ -56,6 +56,9 @@ CHIP_SQUARISH = 1.3  # the longer side of such an image by the shorter, at most
 # turned ones 1 in 90 had 0 or more; of 100 upright faces in real masks this turns one
 UPRIGHT_SCORE = 0.0
 CHIP_FACE, CHIP_MARGIN = 160, 60  # px: the face, twice what the detector needs; the room around it that it wants
+# the same, the face as small as the detector sees it, in a third of the time, and a score that is enough there: 96 % of
+# 281 bare upright faces have it, and none of 1,354, bare or masked, upright or turned, has it without UPRIGHT_SCORE
+SMALL_FACE, SMALL_MARGIN, SMALL_SCORE = 84, 32, 0.5
 CHIP_OVERLAP = 0.5  # of the found box and the expected one: intersection over union
 
 YUNET = "face detector YuNet"
@@ -270,7 +273,9 @@ class FaceAligner:
         if face.detector in ("hog", "hog upsampled"):
             return True
         margin = (1 - chip_share(self.padding)) / 2 * (self.image_size - 1)
-        return self._sees(face.chip, np.array([margin, margin, *(self.image_size - 1 - margin,) * 2]), UPRIGHT_SCORE)
+        edges = np.array([margin, margin, *(self.image_size - 1 - margin,) * 2])
+        plainly = self._sees(face.chip, edges, SMALL_SCORE, SMALL_FACE, SMALL_MARGIN)
+        return plainly or self._sees(face.chip, edges, UPRIGHT_SCORE)
 
     def looks_aligned(self, photo: np.ndarray) -> bool:
         """True if a (H, W, 3) uint8 RGB image may be an aligned chip: squarish, with a hint of a face where chips have
@@ -283,14 +288,16 @@ class FaceAligner:
             np.ascontiguousarray(photo), np.array(central_square(photo.shape)), CHIP_THRESHOLD
         )
 
-    def _sees(self, image: np.ndarray, edges: np.ndarray, threshold: float) -> bool:
-        """True if the HOG detector's score reaches ``threshold`` where a chip with these edges has its face."""
+    def _sees(
+        self, image: np.ndarray, edges: np.ndarray, threshold: float, face: int = CHIP_FACE, margin: int = CHIP_MARGIN
+    ) -> bool:
+        """True if the HOG detector's score reaches ``threshold`` where a chip with these edges has its face, looked at
+        with a width of ``face`` px and a ``margin`` of so many."""
         expected = edges[[0, 1, 0, 1]] + np.array(CHIP_BOX) * (edges[2] - edges[0])
-        scale = (expected[2] - expected[0]) / CHIP_FACE
-        margins = (CHIP_MARGIN,) * 4
-        image = cv2.copyMakeBorder(resized(image, scale), *margins, cv2.BORDER_REPLICATE)
+        scale = (expected[2] - expected[0]) / face
+        image = cv2.copyMakeBorder(resized(image, scale), *(margin,) * 4, cv2.BORDER_REPLICATE)
         found = self.detector.run(image, 0, threshold)[0]
-        return any(overlap(edges_of(box), expected / scale + CHIP_MARGIN) > CHIP_OVERLAP for box in found)
+        return any(overlap(edges_of(box), expected / scale + margin) > CHIP_OVERLAP for box in found)
 
     def find(self, photo: np.ndarray, chain: str, inside: Box | None = None) -> tuple[list[Found], str]:
         """The faces that the first successful detector of the chain finds, and its name; or [], ''.
