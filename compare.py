@@ -1,7 +1,8 @@
 """Two photos: the same person or not, how far apart, and where the network looks.
 
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
-Two folders: the person of the second who is nearest to each photo of the first; --json has the nearest few.
+Two folders: the person of the second who is nearest to each photo of the first; --json has the nearest few. With
+--face all likewise for each face of photos or folders, such as photos of groups.
 Exit code: 0 the same person (of two folders: all), 10 different people, 20 no answer (nearer than strangers mostly are,
 but not near enough; no face, no photo, or a checkpoint without thresholds, which Evaluation/calibration.py adds), 2
 wrong arguments. Without --checkpoint: the newest best.pt if it has thresholds, or else the shipped network.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from Data_preprocessing.find_face import NoAnswer
+from Data_preprocessing.find_face import TAKEN, NoAnswer
 from Data_preprocessing.photo_files import left_out
 from Evaluation.comparer import FAR, Comparer, read_gallery, search
 from Evaluation.face_cache import FaceCache, open_cache
@@ -71,7 +72,8 @@ def compare_with_folder(
 def compare_folders(
     comparer: Comparer, probes: Path, folder: Path, nearest: int, cache: FaceCache | None = None
 ) -> dict:
-    """The reports on the people of ``folder`` nearest to each photo of ``probes``; "verdict" is 'same' if all are."""
+    """The reports on the people of ``folder`` nearest to each face of ``probes``; "verdict" is 'same' if all are. Each
+    is a folder, or a photo."""
     queries, gallery = read_gallery(comparer, probes, cache), read_gallery(comparer, folder, cache)
     reports, skipped = [], list(queries.skipped)
     for query in queries.faces:
@@ -135,6 +137,14 @@ def describe_face(record: dict) -> str:
     return f"{text}; seems {WEARING[record['seems_masked']]} (mask: {record['mask_probability']:.0%})"
 
 
+def place(record: dict) -> str:
+    """Which face of a photo it is, where each of several is taken."""
+    if record["face_taken"] != TAKEN["all"] or record["faces_found"] == 1:
+        return ""
+    left, top, right, bottom = record["box"]
+    return f" (face at {left}, {top} to {right}, {bottom})"
+
+
 def share(low: float, high: float) -> str:
     """'7%', or '7% to 86%'."""
     texts = f"{low:.0%}", f"{high:.0%}"
@@ -146,12 +156,13 @@ def describe_probes(report: dict) -> str:
     lines, first = [f"network {report['checkpoint']}"], report["probes"][0]
     for probe in report["probes"]:
         best = probe["nearest"][0]
-        found = f"{best['distance']:.3f}  {best['person']}  {in_words(best)}  {best['path']}"
-        lines.append(f"{probe['first']['path']}: {found}")
+        found = f"{best['distance']:.3f}  {best['person']}  {in_words(best)}  {best['path']}{place(best)}"
+        lines.append(f"{probe['first']['path']}{place(probe['first'])}: {found}")
+    what, those = ("faces", " photos") if first["first"]["face_taken"] == TAKEN["all"] else ("photos", "")
+    without = [f"and {len(report[part])}{those} without an answer" for part in ("probes_skipped", "photos_skipped")]
     lines.append(
-        f"{len(report['probes'])} photos (and {len(report['probes_skipped'])} without an answer), each sought among "
-        f"{first['people_searched']} people, {first['photos_searched']} photos (and {len(report['photos_skipped'])} "
-        "without an answer)"
+        f"{len(report['probes'])} {what} ({without[0]}), each sought among {first['people_searched']} people, "
+        f"{first['photos_searched']} {what} ({without[1]})"
     )
     lines += [f"  {problem}" for problem in (report["probes_skipped"] + report["photos_skipped"])[:5]]
     if report["files_left_out"]:
@@ -251,8 +262,9 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     config = config_from_args(args)
     paths = [Path(name).expanduser() for name in (args.first, args.second)]
-    if args.picture and all(os.path.isdir(path) for path in paths):
-        raise DataError("--picture shows one photo's nearest: not where both are folders")
+    folders, each = sum(map(os.path.isdir, paths)), args.face == "all"
+    if args.picture and (folders == 2 or each):
+        raise DataError("--picture shows one photo's nearest: not where both are folders, nor with --face all")
     if args.nearest < 1:
         raise DataError(f"--nearest {args.nearest}: must be 1 or more")
     if args.picture:
@@ -268,17 +280,16 @@ def main(argv=None) -> dict:
         choose_device(args.device),
         args.far,
         args.average_flip,
-        args.face == "largest",
+        args.face,
     )
+    if folders == 1:
+        paths.sort(key=os.path.isdir)
     try:
-        cache = None
-        if any(os.path.isdir(path) for path in paths) and not args.no_cache:
-            cache = open_cache(config["cache_path"])
-        if all(os.path.isdir(path) for path in paths):
+        cache = open_cache(config["cache_path"]) if folders and not args.no_cache else None
+        if folders == 2 or each:
             report = compare_folders(comparer, *paths, args.nearest, cache)
-        elif any(os.path.isdir(path) for path in paths):
-            photo, folder = sorted(paths, key=os.path.isdir)
-            report = compare_with_folder(comparer, photo, folder, args.nearest, args.picture, cache)
+        elif folders:
+            report = compare_with_folder(comparer, *paths, args.nearest, args.picture, cache)
         else:
             report = compare_photos(comparer, *paths, args.picture)
     except NoAnswer as error:

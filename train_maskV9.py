@@ -33,7 +33,16 @@ from Training.learner import Learner
 from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.optimizer import decayed_rate
 from Training.run import SilentRun, TrainingRun, open_run
-from Training.setup import RunData, choose_kernels, make_data, make_learner, make_objective, mine, set_rate
+from Training.setup import (
+    RunData,
+    check_processes,
+    choose_kernels,
+    make_data,
+    make_learner,
+    make_objective,
+    mine,
+    set_rate,
+)
 from Training.state import TEACHER_MEAN, begin_best_anew, restore, resumed, training_state
 from Training.step import Objective, batch_loss, find_hard, judge, on_device, pack_hard_triplets, screen
 
@@ -46,6 +55,7 @@ def main(argv=None) -> dict | None:
     config, checkpoint = resumed(args, changes) if args.resume is not None else (config_from_args(args, changes), None)
     with process_group(args.device) as device, memory_advice(config):
         choose_kernels(config)
+        check_processes(config, device)
         if args.demo and is_main():
             from Data_preprocessing.demo_data import prepare_demo  # only the demo needs dlib
 
@@ -90,7 +100,7 @@ def train(
     if config["validate_first"] and not checkpoint:
         run.record(progress, None, *evaluate(learner.tested, data.test_sets, device))
     stopped = partial(run.stopped, device=args.device)
-    interruption = Interruption(save, stopped, config["save_every_minutes"], device, config["packed"])
+    interruption = Interruption(save, stopped, config["save_every_minutes"], config["packed"])
     with interruption.watching():
         while progress["epoch"] < config["epochs"] and not out_of_patience(config, progress):
             epoch = progress["epoch"]

@@ -102,10 +102,6 @@ def share_inside(box: Box, shape: tuple[int, ...]) -> float:
     return width * height / max(area(box), 1)
 
 
-def nearest_centre(boxes: list[Box], shape: tuple[int, ...]) -> Box:
-    """The box (left, top, right, bottom) whose middle is nearest to that of an image of ``shape`` (H, W, ...)."""
-
-    def distance(box: Box) -> float:
-        return np.hypot((box[0] + box[2] - shape[1]) / 2, (box[1] + box[3] - shape[0]) / 2)
-
-    return min(boxes, key=distance)
+def from_centre(box: Box, shape: tuple[int, ...]) -> float:
+    """How far, px, the middle of a box (left, top, right, bottom) is from that of an image of ``shape`` (H, W, ...)."""
+    return float(np.hypot((box[0] + box[2] - shape[1]) / 2, (box[1] + box[3] - shape[0]) / 2))

@@ -5,7 +5,7 @@ dlib is imported when an aligner is made; its landmarks are needed with either d
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +19,8 @@ from Data_preprocessing.boxes import (
     central_square,
     cut_out,
     edges_of,
+    from_centre,
     holds_middle,
-    nearest_centre,
     overlap,
     photo_box,
     resized,
@@ -144,6 +144,19 @@ class Found(NamedTuple):
     points: np.ndarray | None = None
 
 
+# of the faces found in a photo of (H, W, 3), those that are taken
+WHICH: dict[str, Callable[[list[Found], tuple[int, ...]], list[Found]]] = {
+    "middle": lambda faces, shape: by_place(faces, shape)[:1],
+    "largest": lambda faces, shape: sorted(faces, key=lambda face: -area(face.box))[:1],
+    "all": lambda faces, shape: by_place(faces, shape),
+}
+
+
+def by_place(faces: list[Found], shape: tuple[int, ...]) -> list[Found]:
+    """The nearest to the middle of a photo first."""
+    return sorted(faces, key=lambda face: from_centre(face.box, shape))
+
+
 class FaceAligner:
     """Finds the main face of a photo and cuts it out upright. Holds dlib's models (about 100 MB)."""
 
@@ -192,10 +205,14 @@ class FaceAligner:
         if points != 68:
             raise DataError(f"{path} is a model of {points} landmarks; the one with 68 is needed: {url}")
 
-    def align(
-        self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None, largest: bool = False
-    ) -> AlignedFace | None:
-        """Align the face nearest the centre of a photo, or its largest one.
+    def align(self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None) -> AlignedFace | None:
+        """The face nearest the middle, as ``align_each`` gives it; None if no detector of the chain finds one."""
+        return next(iter(self.align_each(photo, chain, inside)), None)
+
+    def align_each(
+        self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None, which: str = "middle"
+    ) -> list[AlignedFace]:
+        """Align faces of a photo.
 
         The chip is dlib's: the similarity transform that best maps the landmarks onto a mean face, with this padding
         (King 2009, "Dlib-ml: A Machine Learning Toolkit"). Where it reaches over the photo's edge it is black. A
@@ -205,20 +222,19 @@ class FaceAligner:
             photo: (H, W, 3) uint8 RGB.
             chain: key of ``CHAINS``, in place of the aligner's own.
             inside: only a face whose box has its middle in this box counts.
-            largest: of several faces take the largest, wherever it is.
+            which: of several faces: key of ``WHICH``.
 
         Returns:
-            The face, or None if no detector of the chain finds one.
+            One face, or all of them, the nearest to the middle first; none if no detector of the chain finds one.
         """
         photo = np.ascontiguousarray(photo)
         faces, detector = self.find(photo, chain or self.chain, inside)
-        if not faces:
-            return None
-        boxes = [face.box for face in faces]
-        face = faces[boxes.index(max(boxes, key=area) if largest else nearest_centre(boxes, photo.shape))]
-        cut = self.cut_by_points if face.points is not None else self.cut_by_landmarks
-        chip, landmarks, photo_landmarks = cut(photo, face, detector)
-        return AlignedFace(chip, landmarks, face.box, len(faces), photo_landmarks, detector)
+        aligned = []
+        for face in WHICH[which](faces, photo.shape):
+            cut = self.cut_by_points if face.points is not None else self.cut_by_landmarks
+            chip, landmarks, photo_landmarks = cut(photo, face, detector)
+            aligned.append(AlignedFace(chip, landmarks, face.box, len(faces), photo_landmarks, detector))
+        return aligned
 
     def cut_by_landmarks(self, photo: np.ndarray, face: Found, detector: str) -> tuple[np.ndarray, ...]:
         """Chip, landmarks in it and in the photo, of the face in a box, as dlib aligns it."""
@@ -251,20 +267,20 @@ class FaceAligner:
         return chip, landmarks.astype(np.float32), back.astype(np.float32)
 
     def align_turned(
-        self, photo: np.ndarray, chain: str | None = None, largest: bool = False
-    ) -> tuple[AlignedFace | None, int]:
-        """``align``, of the photo as it lies or, where only that shows an upright face, turned; and how many quarters
-        it was turned, anticlockwise (as ``np.rot90`` does).
+        self, photo: np.ndarray, chain: str | None = None, which: str = "middle"
+    ) -> tuple[list[AlignedFace], int]:
+        """``align_each``, of the photo as it lies or, where only that shows an upright face, turned; and how many
+        quarters it was turned, anticlockwise (as ``np.rot90`` does).
 
-        The face's places are those in the turned photo. For single photos: it costs three more searches where no
+        The faces' places are those in the turned photo. For single photos: it costs three more searches where no
         upright face is plainly seen.
         """
-        found = self.align(photo, chain, largest=largest)
-        if found is not None and self.sees_upright(found):
+        found = self.align_each(photo, chain, which=which)
+        if any(map(self.sees_upright, found)):
             return found, 0
         for quarters in (1, 3, 2):
-            turned = self.align(np.rot90(photo, quarters).copy(), "full", largest=largest)
-            if turned is not None and self.sees_upright(turned):
+            turned = self.align_each(np.rot90(photo, quarters).copy(), "full", which=which)
+            if any(map(self.sees_upright, turned)):
                 return turned, quarters
         return found, 0
 

@@ -1,4 +1,4 @@
-"""The face of one photo, found, upright and cut out, or a sentence that says why there is none. No network."""
+"""The faces of one photo, found, upright and cut out, or a sentence that says why there are none. No network."""
 
 import hashlib
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ LEAST_FACE = 24
 # of a detected face's box. Of what YuNet finds in RMFRD (915), RMFD (197), LFW and CelebA (300) the least was 0.60; of
 # 37 enlarged eyes that it takes for faces half have less
 LEAST_INSIDE = 0.55
-TAKEN = {False: "the one nearest the middle", True: "the largest"}  # of several faces
+TAKEN = {"middle": "the one nearest the middle", "largest": "the largest", "all": "each"}  # of several faces
 
 
 class NoAnswer(DataError):
@@ -49,10 +49,13 @@ def photo_bytes(path: str | Path) -> bytes:
         raise Unread(f"{path} cannot be read as a photo ({one_line(error)}).") from error
 
 
-def find_face(path: str | Path, aligner: FaceAligner, largest: bool = False, data: bytes | None = None) -> FoundFace:
-    """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face.
+def find_each(
+    path: str | Path, aligner: FaceAligner, which: str = "middle", data: bytes | None = None
+) -> list[FoundFace]:
+    """The faces of a photo that are taken, at least one. Raises NoAnswer if the photo cannot be read or has no face.
 
-    ``largest``: of several faces the largest, not the one nearest the middle. ``data``: the file's bytes, if read.
+    ``which``: of several faces, key of ``TAKEN``; of all, those are left out that are too small to judge, or lie mostly
+    outside the photo. ``data``: the file's bytes, if read.
     """
     data = photo_bytes(path) if data is None else data
     try:
@@ -60,23 +63,31 @@ def find_face(path: str | Path, aligner: FaceAligner, largest: bool = False, dat
     except DataError as error:
         kind = Unread if isinstance(error.__cause__, MemoryError) else NoAnswer
         raise kind(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
-    aligned, quarters = aligner.align_turned(photo, chain="any", largest=largest)
+    faces, quarters = aligner.align_turned(photo, chain="any", which=which)
     photo = np.rot90(photo, quarters).copy()
-    if aligned.detector == "whole image" and not aligner.looks_aligned(photo):
+    why_not = {
+        number: problem for number, face in enumerate(faces) if (problem := unusable(face, photo, path, aligner))
+    }
+    if len(why_not) == len(faces):
+        raise NoAnswer(next(iter(why_not.values())))
+    return [FoundFace(photo, face, quarters) for number, face in enumerate(faces) if number not in why_not]
+
+
+def unusable(face: AlignedFace, photo: np.ndarray, path: str | Path, aligner: FaceAligner) -> str | None:
+    """Why nothing can be said of what was found in a photo (H, W, 3); None where something can."""
+    if face.detector == "whole image" and not aligner.looks_aligned(photo):
         longer = max(photo.shape[:2])
         small = f" A photo of {longer} px is searched at {MAX_DETECTION_SIDE}: cut the face out, if it is a small one."
-        raise NoAnswer(
+        return (
             f"No face was found in {path}, and it does not look like an aligned crop of one."
             f"{small if longer > MAX_DETECTION_SIDE else ''}"
         )
-    if aligned.detector != "whole image" and share_inside(aligned.box, photo.shape) < LEAST_INSIDE:
-        raise NoAnswer(
-            f"What looks like a face in {path} lies mostly outside the photo: no answer to a part of a face."
-        )
-    left, _, right, _ = aligned.box
+    if face.detector != "whole image" and share_inside(face.box, photo.shape) < LEAST_INSIDE:
+        return f"What looks like a face in {path} lies mostly outside the photo: no answer to a part of a face."
+    left, _, right, _ = face.box
     if right - left < LEAST_FACE:
-        raise NoAnswer(f"The face in {path} is {right - left} px wide: too small to judge, {LEAST_FACE} px are needed.")
-    return FoundFace(photo, aligned, quarters)
+        return f"The face in {path} is {right - left} px wide: too small to judge, {LEAST_FACE} px are needed."
+    return None
 
 
 def digest_of(data: bytes) -> bytes:
@@ -85,9 +96,9 @@ def digest_of(data: bytes) -> bytes:
 
 
 def find_faces(
-    paths: Iterable[str], predictor_path: str, cut: dict, largest: bool
-) -> list[tuple[FoundFace | NoAnswer, bytes | None]]:
-    """``find_face`` of each, without the photo, or what it raised; and the ``digest_of`` what was read, None where
+    paths: Iterable[str], predictor_path: str, cut: dict, which: str
+) -> list[tuple[list[FoundFace] | NoAnswer, bytes | None]]:
+    """``find_each`` of each, without the photo, or what it raised; and the ``digest_of`` what was read, None where
     nothing was. For worker processes. ``cut``: of aligner_for."""
     aligner, found = aligner_for(predictor_path, **cut), []
     for path in paths:
@@ -95,7 +106,7 @@ def find_faces(
         try:
             data = photo_bytes(path)
             digest = digest_of(data)
-            found.append((find_face(path, aligner, largest, data)._replace(photo=None), digest))
+            found.append(([face._replace(photo=None) for face in find_each(path, aligner, which, data)], digest))
         except NoAnswer as error:
             found.append((type(error)(str(error)), digest))  # without what caused it, for the way between processes
     return found

@@ -27,7 +27,7 @@ class Comparer(FaceReader):
         path: the checkpoint. predictor_path: of dlib's 68-landmark model. device: None: a GPU where there is one.
         far: of the strangers, the share that may pass for the same person; None: FAR, or the lowest that the thresholds
             have.
-        average_flip, largest: see ``FaceReader``.
+        average_flip, which: see ``FaceReader``.
 
     Raises:
         DataError: no such checkpoint, no landmark model, or no thresholds for ``far``.
@@ -40,9 +40,9 @@ class Comparer(FaceReader):
         device: torch.device | None = None,
         far: float | None = None,
         average_flip: bool = False,
-        largest: bool = False,
+        which: str = "middle",
     ):
-        super().__init__(path, predictor_path, device or choose_device(), average_flip, largest)
+        super().__init__(path, predictor_path, device or choose_device(), average_flip, which)
         with as_written(path):
             if far is None and self.thresholds:
                 far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in SIDES))
@@ -108,15 +108,16 @@ def file_of(path: str | Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def read_gallery(comparer: Comparer, folder: Path, cache: FaceCache | None) -> Gallery:
-    """The faces of a folder of photos or of people."""
-    entries, left = photos_in(folder)
+def read_gallery(comparer: Comparer, source: Path, cache: FaceCache | None) -> Gallery:
+    """The faces of a folder of photos or of people, or of one photo."""
+    entries, left = photos_in(source) if os.path.isdir(source) else ([(source.name, source)], {})
     files = [file_of(path) for _, path in entries]
-    answers = comparer.read_many([path for _, path in entries], cache, desc=f"faces of {folder.name}")
+    answers = comparer.read_each([path for _, path in entries], cache, desc=f"faces of {source.name}")
     found = [
         (person, face, file)
-        for (person, _), face, file in zip(entries, answers, files, strict=True)
-        if isinstance(face, Face)
+        for (person, _), faces, file in zip(entries, answers, files, strict=True)
+        if not isinstance(faces, NoAnswer)
+        for face in faces
     ]
     people, faces, files = (list(part) for part in zip(*found, strict=True)) if found else ([], [], [])
     embeddings = np.array([face.embedding for face in faces], np.float32)

@@ -1,7 +1,8 @@
 """Embeddings of many photos: where the face is, whether it is masked, and the numbers that a search compares.
 
-Writes PHOTOS_faces.npz (path, person, box, detector, masked, embedding, of the photos with a face) and PHOTOS_faces.csv
-(all photos, without embeddings, and why some have no face). A photo is read once: what a network said of it is kept in
+Writes PHOTOS_faces.npz (path, person, box, detector, masked, embedding: a row for each face) and PHOTOS_faces.csv (the
+same without embeddings, and why some photos have no face). Of several faces in a photo one is taken, or with --face all
+each. A photo is read once: what a network said of it is kept in
 cache_path, by the photo's bytes; compare.py looks there as well. It can be stopped at any time, and goes on.
 
 python Evaluation/embed_photos.py people                  a folder, one sub-folder per person, or loose photos
@@ -53,17 +54,19 @@ def main(argv=None) -> tuple[Path, Path]:
     beside = source.with_suffix("") if source.is_file() else source
     name = str(user_path(args.output)) if args.output else f"{beside}_faces"
     npz, table = (Path(f"{name.removesuffix('.npz')}.{kind}") for kind in ("npz", "csv"))
-    reader = FaceReader(
-        checkpoint, config["predictor_path"], choose_device(args.device), args.average_flip, args.face == "largest"
-    )
-    answers = reader.read_many([path for _, path in entries], open_cache(config["cache_path"]), args.workers)
+    reader = FaceReader(checkpoint, config["predictor_path"], choose_device(args.device), args.average_flip, args.face)
+    answers = reader.read_each([path for _, path in entries], open_cache(config["cache_path"]), args.workers)
     people = [person for person, _ in entries]
     with file_errors(npz):
         text = table_text(people, [str(path) for _, path in entries], answers)
         write_whole(table, text.encode("utf-8", "surrogateescape"))  # any file name can be written
         write_npz(npz, people, answers, table)
-    faces = sum(isinstance(answer, Face) for answer in answers)
-    print(f"{faces:,} of {len(answers):,} photos have a face; the others, and why: {table}\n{said}embeddings {npz}")
+    found = [len(answer) for answer in answers if not isinstance(answer, NoAnswer)]
+    each = f" ({sum(found):,} faces in all)" if args.face == "all" else ""
+    print(
+        f"{len(found):,} of {len(answers):,} photos have a face{each}; the others, and why: {table}\n"
+        f"{said}embeddings {npz}"
+    )
     return npz, table
 
 
@@ -80,9 +83,10 @@ def photos_to_embed(source: Path) -> tuple[list[tuple[str, Path]], str]:
     return [(path.parent.name, path) for path in paths], ""
 
 
-def write_npz(path: Path, people: list[str], answers: list[Face | NoAnswer], table: Path) -> None:
-    """Those that have a face, a row each."""
-    rows = [(person, face) for person, face in zip(people, answers, strict=True) if isinstance(face, Face)]
+def write_npz(path: Path, people: list[str], answers: list[list[Face] | NoAnswer], table: Path) -> None:
+    """The faces, a row each."""
+    found = [(person, faces) for person, faces in zip(people, answers, strict=True) if not isinstance(faces, NoAnswer)]
+    rows = [(person, face) for person, faces in found for face in faces]
     if not rows:
         raise DataError(f"Not one of the {len(answers)} photos has a face; why: {table}.")
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -97,15 +101,16 @@ def write_npz(path: Path, people: list[str], answers: list[Face | NoAnswer], tab
         )
 
 
-def table_text(people: list[str], paths: list[str], answers: list[Face | NoAnswer]) -> str:
-    """The CSV of all photos."""
+def table_text(people: list[str], paths: list[str], answers: list[list[Face] | NoAnswer]) -> str:
+    """The CSV of all photos: a row for each face, or for one that has none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for person, path, face in zip(people, paths, answers, strict=True):
-        if isinstance(face, NoAnswer):
-            writer.writerow([path, person, *[""] * 8, face])
-        else:
+    for person, path, faces in zip(people, paths, answers, strict=True):
+        if isinstance(faces, NoAnswer):
+            writer.writerow([path, person, *[""] * 8, faces])
+            continue
+        for face in faces:
             found = face.aligned
             masked = "" if face.masked is None else f"{face.masked:.4f}"
             writer.writerow([path, person, *found.box, found.detector, found.num_faces, 90 * face.quarters, masked, ""])

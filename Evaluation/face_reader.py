@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from Data_preprocessing.align_photos import aligner_for
 from Data_preprocessing.face_alignment import AlignedFace, model_mark
-from Data_preprocessing.find_face import TAKEN, FoundFace, NoAnswer, Unread, find_face, find_faces
+from Data_preprocessing.find_face import TAKEN, FoundFace, NoAnswer, Unread, find_each, find_faces
 from Evaluation.embed import faces_as_seen, read_faces
 from Evaluation.face_cache import FaceCache, file_digest, reader_key
 from Models.checkpoint import as_written, faces_of, load_checkpoint, network_from_checkpoint
@@ -22,6 +22,7 @@ from Script_tools.files import DataError
 from Script_tools.workers import map_chunks, usable_processors
 
 CHUNK = 16  # photos that a worker finds faces in, and that pass the network, at a time
+WRITTEN_AS = {"middle": False, "largest": True}  # in the keys of faces kept before there was 'all'
 FEW = 64  # photos for which starting workers takes longer than they save
 
 
@@ -39,7 +40,7 @@ class Face(NamedTuple):
     attention: np.ndarray | None
     masked: float | None
     quarters: int = 0
-    taken: str = TAKEN[False]  # of several faces
+    taken: str = TAKEN["middle"]  # of several faces
 
     @property
     def seems_masked(self) -> bool | None:
@@ -67,8 +68,8 @@ def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
         help="average a face's embedding and its mirror image's; with thresholds it is done as it was for them",
     )
     parser.add_argument(
-        "--face", choices=("middle", "largest"), default="middle",
-        help="which of several faces in a photo: the one nearest its middle (default), or the largest",
+        "--face", choices=tuple(TAKEN), default="middle",
+        help="which of several faces in a photo: the one nearest its middle (default), the largest, or all",
     )  # fmt: skip
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
 
@@ -80,7 +81,7 @@ class FaceReader:
         path: the checkpoint. predictor_path: of dlib's 68-landmark model. device: to compute on.
         average_flip: average the embeddings of a face and its mirror image, where the checkpoint has no thresholds;
             where it has, faces are embedded as they were for the thresholds.
-        largest: of several faces in a photo take the largest, not the one nearest the middle.
+        which: of several faces in a photo: 'middle' (the one nearest to it), 'largest', 'all'.
 
     Raises:
         DataError: no such checkpoint, or no landmark model.
@@ -92,10 +93,10 @@ class FaceReader:
         predictor_path: str,
         device: torch.device,
         average_flip: bool = False,
-        largest: bool = False,
+        which: str = "middle",
     ):
         checkpoint = load_checkpoint(path)
-        self.path, self.predictor_path, self.device, self.largest = Path(path), predictor_path, device, largest
+        self.path, self.predictor_path, self.device, self.which = Path(path), predictor_path, device, which
         self.network = network_from_checkpoint(checkpoint, path).to(device)
         self.cut = faces_of(checkpoint["config"])
         self.aligner = aligner_for(predictor_path, **self.cut)
@@ -104,17 +105,18 @@ class FaceReader:
             self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
         # of the file as it was read: a training may put another one in its place
         models = model_mark(predictor_path), self.aligner.yunet_mark
-        self.key = reader_key(file_digest(path), self.cut, models, self.flip, largest)
+        self.key = reader_key(file_digest(path), self.cut, models, self.flip, WRITTEN_AS.get(which, which))
 
     def read(self, path: str | Path) -> Face:
-        """The face of a photo. Raises NoAnswer if the photo cannot be read or has no face."""
-        found = find_face(path, self.aligner, self.largest)
+        """The face of a photo; of all that are taken the one nearest the middle. Raises NoAnswer if the photo cannot be
+        read or has no face."""
+        found = find_each(path, self.aligner, self.which)[0]
         images = torch.from_numpy(found.aligned.chip.transpose(2, 0, 1)[None].copy())
         outputs = read_faces(self.network, [images], self.device, self.flip)
         masked = None if self.head is None else float(mask_probability(outputs.features, self.head)[0])
         attention = None if outputs.attention is None else outputs.attention[0]
         seen = faces_as_seen(self.network, images, self.device)[0]
-        parts = found.aligned, seen, outputs.embeddings[0], attention, masked, found.quarters, TAKEN[self.largest]
+        parts = found.aligned, seen, outputs.embeddings[0], attention, masked, found.quarters, TAKEN[self.which]
         return Face(str(path), found.photo, *parts)
 
     def read_many(
@@ -124,11 +126,23 @@ class FaceReader:
         workers: int | None = None,
         desc: str = "faces",
     ) -> list[Face | NoAnswer]:
-        """The face of each photo, or why it has none, in order. What the cache knows is not read again.
+        """The face of each photo, as ``read_each`` gives it, or why it has none, in order."""
+        answers = self.read_each(paths, cache, workers, desc)
+        return [answer if isinstance(answer, NoAnswer) else answer[0] for answer in answers]
+
+    def read_each(
+        self,
+        paths: Sequence[str | Path],
+        cache: FaceCache | None = None,
+        workers: int | None = None,
+        desc: str = "faces",
+    ) -> list[list[Face] | NoAnswer]:
+        """The faces of each photo that are taken, the nearest to its middle first, or why it has none, in order. What
+        the cache knows is not read again.
 
         ``workers``: processes that find faces; None: as many as processors may be used, or one for few photos.
         """
-        paths, answers, taken = [str(path) for path in paths], {}, TAKEN[self.largest]
+        paths, answers, taken = [str(path) for path in paths], {}, TAKEN[self.which]
         with tqdm(total=len(paths), desc=desc, unit="photo", disable=len(paths) < 20) as bar:
             if cache:
                 keys = [self.key + (file_digest(path) or b"") for path in paths]
@@ -165,44 +179,53 @@ class FaceReader:
     def read_new(
         self, paths: list[str], workers: int | None = None
     ) -> Iterator[list[tuple[bytes | None, dict, np.ndarray | None]]]:
-        """(digest of the photo, record, embedding), the last two as the cache keeps them, of some photos at a time.
+        """(digest of the photo, record, embeddings), the last two as the cache keeps them, of some photos at a time.
 
         Workers find the faces, this process embeds them. The digest is None where nothing is to be kept.
         """
         workers = workers or (usable_processors() if len(paths) > FEW else 1)
-        find = partial(find_faces, predictor_path=self.predictor_path, cut=self.cut, largest=self.largest)
+        find = partial(find_faces, predictor_path=self.predictor_path, cut=self.cut, which=self.which)
         begin = 0
         for found in map_chunks(find, iter(paths), CHUNK, workers, "finds faces"):
             names = paths[begin : begin + len(found)]
             begin += len(found)
-            faces, outputs = [face for face, _ in found if isinstance(face, FoundFace)], None
+            faces, outputs = [face for some, _ in found if not isinstance(some, NoAnswer) for face in some], None
             if faces:
                 images = torch.from_numpy(np.stack([face.aligned.chip for face in faces]).transpose(0, 3, 1, 2).copy())
-                outputs = read_faces(self.network, [images], self.device, self.flip)
-            records = self.records(names, [face for face, _ in found], outputs)
-            kept = [None if isinstance(face, Unread) else digest for face, digest in found]
+                outputs = read_faces(self.network, images.split(CHUNK), self.device, self.flip)
+            records = self.records(names, [some for some, _ in found], outputs)
+            kept = [None if isinstance(some, Unread) else digest for some, digest in found]
             yield [(digest, *record) for digest, record in zip(kept, records, strict=True)]
 
-    def records(self, paths: list[str], found: list[FoundFace | NoAnswer], outputs) -> list[tuple]:
-        """(record, embedding) of each photo; ``outputs``: of those that have a face, in order."""
-        masked, rows, number = None, [], 0
+    def records(self, paths: list[str], found: list[list[FoundFace] | NoAnswer], outputs) -> list[tuple]:
+        """(record, embeddings) of each photo, the latter one behind the other; ``outputs``: of all faces, in order."""
+        masked, rows, begin = None, [], 0
         if outputs is not None and self.head is not None:
             masked = mask_probability(outputs.features, self.head)
-        for path, face in zip(paths, found, strict=True):
-            if isinstance(face, NoAnswer):
-                rows.append(({"no_answer": str(face).replace(path, "{path}")}, None))
+        for path, faces in zip(paths, found, strict=True):
+            if isinstance(faces, NoAnswer):
+                rows.append(({"no_answer": str(faces).replace(path, "{path}")}, None))
                 continue
-            aligned = face.aligned
-            record = {"box": list(aligned.box), "faces": aligned.num_faces, "detector": aligned.detector}
-            record |= {"quarters": face.quarters, "masked": None if masked is None else float(masked[number])}
-            rows.append((record, outputs.embeddings[number]))
-            number += 1
+            records = [record_of(face, masked, number) for number, face in enumerate(faces, start=begin)]
+            record = {"each": records} if self.which == "all" else records[0]
+            rows.append((record, outputs.embeddings[begin : begin + len(faces)].ravel()))
+            begin += len(faces)
         return rows
 
 
-def answer_of(path: str, record: dict, embedding: np.ndarray | None, taken: str) -> Face | NoAnswer:
-    """The face, or why there is none, of what the cache keeps."""
+def record_of(face: FoundFace, masked: np.ndarray | None, number: int) -> dict:
+    """What the cache keeps of a face beside its embedding."""
+    aligned = face.aligned
+    record = {"box": list(aligned.box), "faces": aligned.num_faces, "detector": aligned.detector}
+    return record | {"quarters": face.quarters, "masked": None if masked is None else float(masked[number])}
+
+
+def answer_of(path: str, record: dict, embeddings: np.ndarray | None, taken: str) -> list[Face] | NoAnswer:
+    """The faces, or why there are none, of what the cache keeps."""
     if "no_answer" in record:
         return NoAnswer(record["no_answer"].replace("{path}", path))
-    aligned = AlignedFace(None, None, tuple(record["box"]), record["faces"], None, record["detector"])
-    return Face(path, None, aligned, None, embedding, None, record["masked"], record["quarters"], taken)
+    faces, records = [], record.get("each", [record])
+    for one, embedding in zip(records, embeddings.reshape(len(records), -1), strict=True):
+        aligned = AlignedFace(None, None, tuple(one["box"]), one["faces"], None, one["detector"])
+        faces.append(Face(path, None, aligned, None, embedding, None, one["masked"], one["quarters"], taken))
+    return faces

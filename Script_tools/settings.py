@@ -228,6 +228,8 @@ def check_config(final: dict) -> None:
         raise DataError(f"image_size = {final['image_size']}: the network needs at least 64 px")
     if final["compile"] and final["activation_checkpointing"]:
         raise DataError("compile and activation_checkpointing do not go together: switch one of them off")
+    if final["compile"] and final["sync_batch_norm"]:  # torch 2.12's compiler fails in a SyncBatchNorm
+        raise DataError("compile and sync_batch_norm do not go together: switch one of them off")
     check_schedule(final["learning_rate_schedule"])
 
 

@@ -111,24 +111,20 @@ def parallel(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
 
-def normalised_together(network: nn.Module, device: torch.device) -> nn.Module:
+def normalised_together(network: nn.Module) -> nn.Module:
     """``network`` with batch normalisation over the images of all processes (torch's SyncBatchNorm); its weights stay
     the same tensors, of the same names. Itself if there is one process.
-
-    Raises DataError on a CPU, where PyTorch has none.
     """
-    if world_size() == 1:
-        return network
-    if device.type != "cuda":
-        raise DataError("sync_batch_norm = True works on CUDA alone: leave it off for several processes on a CPU")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network) if world_size() > 1 else network
 
 
 @torch.no_grad()
 def average_gradients(network: nn.Module) -> None:
     """Give every process the mean of their gradients, where no backward pass has done so (``no_sync``)."""
     for weight in network.parameters():
-        if world_size() > 1 and weight.grad is not None:
+        if world_size() > 1 and weight.requires_grad:
+            if weight.grad is None:  # SyncBatchNorm leaves none in a process without images
+                weight.grad = torch.zeros_like(weight)
             dist.all_reduce(weight.grad)
             weight.grad /= world_size()
 
@@ -150,11 +146,11 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def all_max(value: int, device: torch.device) -> int:
-    """The greatest of the processes' values."""
+def all_max(value: int) -> int:
+    """The greatest of the processes' values; as ``meet`` they wait asleep, and not for their devices."""
     if world_size() == 1:
         return value
-    tensor = torch.tensor(value, device=device)
+    tensor = torch.tensor(value)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
 

@@ -103,10 +103,9 @@ class Interruption:
         save: Callable[[Position], None],
         stopped: Callable[[int], None],
         minutes: float,
-        device: torch.device,
         packed: bool,
     ) -> None:
-        self._save, self._stopped, self._device = save, stopped, device
+        self._save, self._stopped = save, stopped
         self._seconds = 60 * minutes if minutes else float("inf")
         self._can_save = world_size() == 1 or not packed
         self._signal, self._batches, self._last = 0, 0, time.monotonic()
@@ -147,7 +146,7 @@ class Interruption:
             return
         self._batches = 0
         due = time.monotonic() - self._last >= self._seconds
-        wish = all_max(self._signal or (WRITE if due else 0), self._device)
+        wish = all_max(self._signal or (WRITE if due else 0))
         if wish and self._can_save:
             self._save(where())
             self._last = time.monotonic()
@@ -162,7 +161,7 @@ class Interruption:
     def after_epoch(self) -> None:
         """To be called when the epoch's checkpoint is written."""
         self._last, self._where = time.monotonic(), None
-        wish = all_max(self._signal, self._device)
+        wish = all_max(self._signal)
         if wish:
             self._end(wish)
 

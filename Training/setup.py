@@ -113,6 +113,12 @@ def make_data(config: dict, checkpoint: dict | None) -> RunData:
     return RunData(train_loader, test_sets, people)
 
 
+def check_processes(config: dict, device: torch.device) -> None:
+    """Raise DataError for what several processes cannot do on this device."""
+    if config["sync_batch_norm"] and world_size() > 1 and device.type != "cuda":
+        raise DataError("sync_batch_norm = True works on CUDA alone: leave it off for several processes on a CPU")
+
+
 def check_batch_size(config: dict) -> None:
     """Raise DataError if an epoch has fewer triplets than one batch of all processes."""
     batch, triplets = config["train_batch_size"] * world_size(), config["num_train_triplets"]
@@ -159,7 +165,7 @@ def prepare_network(config: dict, device: torch.device, checkpoint: dict | None 
     if config["train_straightener"] and network.straightener is not None:
         network.straightener.requires_grad_(True)  # before the optimizer is made: it learns what can be learned
     if config["sync_batch_norm"]:
-        network = normalised_together(network, device)
+        network = normalised_together(network)
     network = network.to(device)
     if device.type == "cpu":
         keep_freed_memory()

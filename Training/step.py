@@ -210,7 +210,7 @@ def pack_hard_triplets(
         return batch
 
     def most() -> int:
-        return all_max(len(waiting["triplet"]), waiting["images"].device)
+        return all_max(len(waiting["triplet"]))
 
     for batch in batches:
         rows = screen(batch)

@@ -205,15 +205,16 @@ def rate_of_products(plan: Plan, dtype: torch.dtype, tf32: bool = False) -> dict
 
 def step(plan: Plan) -> Iterator[dict]:
     """Images a second of the training step, ours and otherwise."""
-    yield attempt({"step": "matrix product, bfloat16"}, lambda: rate_of_products(plan, torch.bfloat16))
+    product = attempt({"step": "matrix product, bfloat16"}, lambda: rate_of_products(plan, torch.bfloat16))
+    yield product
     yield attempt({"step": "matrix product, TF32"}, lambda: rate_of_products(plan, torch.float32, True))
     yield attempt({"step": "matrix product, float32"}, lambda: rate_of_products(plan, torch.float32))
     sizes = [(18, 64, 2)] if plan.tiny else [(34, 256, 20), (34, 256, 64), (18, 112, 64)]
     for depth, side, batch in sizes:
         name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets"}
-        yield attempt(name | {"step": "ours"}, lambda d=depth, s=side, b=batch: one_step(plan, d, s, b))
+        ours = attempt(name | {"step": "ours"}, lambda d=depth, s=side, b=batch: one_step(plan, d, s, b))
+        yield attempt(ours, lambda row=ours, d=depth, s=side: share_of(product, row, operations(plan, d, s)))
         if (depth, batch) == (sizes[0][0], sizes[0][2]):
-            yield attempt(name | {"step": "operations an image"}, lambda d=depth, s=side: operations(plan, d, s))
             yield attempt(name | {"step": "profile"}, lambda d=depth, s=side, b=batch: profile(plan, d, s, b))
     old = functools.partial(first_code, plan)
     ours = functools.partial(one_step, plan)
@@ -242,6 +243,14 @@ def operations(plan: Plan, depth: int, side: int) -> dict:
     with silence(), FlopCounterMode(display=False) as counter:
         train_one_epoch(learner, Batches([data]))
     return {"gflop_an_image": counter.get_total_flops() / 6 / 1e9}
+
+
+def share_of(product: dict, row: dict, found: dict) -> dict:
+    """What the step's operations need, as a share of the rate of a large matrix product; none where a row failed."""
+    if {"tflops", "images_per_second"} <= (product | row).keys():
+        used = row["images_per_second"] * found["gflop_an_image"] / 1e3
+        found = found | {"share_of_products": used / product["tflops"]}
+    return found
 
 
 def profile(plan: Plan, depth: int, side: int, batch: int) -> dict:

@@ -2,7 +2,7 @@
 
 python benchmarks/speed.py                       all stages
 python benchmarks/speed.py --stage load train    some
-python benchmarks/speed.py --markdown            the README's table
+python benchmarks/speed.py --markdown            as a table for docs/speed.md
 
 Ours, baseline and limit take turns, and the medians of their rounds are compared. Each stage runs in a process of its
 own; peak memory is that process's while ours runs, PyTorch and the baseline's network included, or the GPU's. What is
@@ -126,7 +126,7 @@ def number(value: float) -> str:
 
 
 def markdown(rows: list[dict], facts: dict) -> str:
-    """The README's table."""
+    """The table of docs/speed.md."""
     lines = [HEADS, ["---"] * len(HEADS), *map(cells, rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = "\n".join(f"- {row['stage']}: {row['note']}." for row in rows)
@@ -151,7 +151,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--drawn", action="store_true", help=f"take drawn photos also where {REAL_PHOTOS} exists")
     parser.add_argument("--json", metavar="PATH", help="write the figures, those of each round too, as JSON")
-    parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/speed.md has it")
     return parser.parse_args(argv)
 
 

@@ -15,7 +15,7 @@ import compare
 from config_mask import config
 from Data_preprocessing import boxes, face_alignment
 from Data_preprocessing.face_alignment import AlignedFace
-from Data_preprocessing.find_face import NoAnswer, find_face
+from Data_preprocessing.find_face import NoAnswer, find_each
 from Evaluation.comparer import Gallery, search
 from Evaluation.face_reader import Face
 from Models import checkpoint
@@ -257,8 +257,8 @@ def test_an_eye_that_passes_for_a_face_is_no_answer(drawn):
 
     def found(box, detector="yunet lenient"):
         face = AlignedFace(np.zeros((8, 8, 3), np.uint8), None, box, 1, None, detector)
-        aligner = SimpleNamespace(align_turned=lambda *_, **__: (face, 0), looks_aligned=lambda _: True)
-        return find_face(photo(drawn, 0), aligner)
+        aligner = SimpleNamespace(align_turned=lambda *_, **__: ([face], 0), looks_aligned=lambda _: True)
+        return find_each(photo(drawn, 0), aligner)[0]
 
     height, width = np.asarray(Image.open(photo(drawn, 0))).shape[:2]
     with pytest.raises(NoAnswer, match="mostly outside the photo"):
@@ -434,3 +434,27 @@ def test_of_several_faces_the_largest_can_be_asked_for(drawn, strict, tmp_path):
         left, _, right, _ = report["second"]["box"]
         widths.append(right - left)
     assert widths[1] > 2 * widths[0]
+
+
+def test_a_person_is_found_in_a_group_photo(drawn, strict, tmp_path, capsys):
+    groups = tmp_path / "groups"
+    groups.mkdir()
+    for name, people in (("with.png", (1, 0, 2)), ("without.png", (1, 2, 3))):
+        canvas = Image.new("RGB", (900, 320), (128, 128, 128))
+        for place, person in enumerate(people):
+            canvas.paste(Image.open(photo(drawn, person)).resize((280, 280)), (300 * place + 10, 20))
+        canvas.save(groups / name)
+    cache = "--cache_path", tmp_path / "cache"
+    report = run(photo(drawn, 0), groups, *cache, "--face", "all", checkpoint=strict)
+    (probe,) = report["probes"]
+    assert probe["photos_searched"] == 6 and probe["nearest"][0]["person"] == "with.png"
+    assert 300 < probe["nearest"][0]["box"][0] < 600
+    printed = capsys.readouterr().out
+    assert "1 faces (and 0 photos without an answer), each sought among 2 people, 6 faces" in printed
+    assert "with.png (face at 3" in printed
+    both = run(groups / "with.png", groups / "without.png", *cache, "--face", "all", checkpoint=strict)
+    assert len(both["probes"]) == 3 and both["verdict"] is None  # one of them is not there
+    nearest, second, farthest = sorted(probe["nearest"][0]["distance"] for probe in both["probes"])
+    assert nearest < 1e-3 and second < 0.1 and farthest > 0.2
+    with pytest.raises(DataError, match="nor with --face all"):
+        run(photo(drawn, 0), groups, "--face", "all", "--picture", tmp_path / "a.png", checkpoint=strict)

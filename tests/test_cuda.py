@@ -593,7 +593,7 @@ def test_what_processes_share_goes_through_nccl(one_process_of_torchrun, monkeyp
         together = step(wrapped, device, "auto")
         assert distributed.all_sum(torch.tensor([3], device=device)).item() == 3
         distributed.meet()  # by gloo, on the CPU
-        assert distributed.all_max(5, device) == 5 and distributed.from_main("five") == "five"
+        assert distributed.all_max(5) == 5 and distributed.from_main("five") == "five"
         mean = network.bn1.running_mean.clone()
         distributed.average_running_statistics(wrapped)
         torch.testing.assert_close(network.bn1.running_mean, mean / 2)
@@ -603,7 +603,7 @@ def test_what_processes_share_goes_through_nccl(one_process_of_torchrun, monkeyp
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL refuses two processes on one card: needs two cards")
 def test_two_processes_train_on_two_cards(options, tmp_path):
-    for way in ((), ("--packed", "True"), ("--sync_batch_norm", "True")):
+    for way in ((), ("--packed", "True"), ("--sync_batch_norm", "True"), ("--accumulate", "2")):
         output = tmp_path / "_".join(("out", *way[:1]))
         torchrun(ROOT / "train_maskV9.py", *options, "--output_path", output, "--run_name", "two", *way)
         assert len(read_metrics(output / "logs" / "two" / "metrics.csv")) == 2

@@ -61,15 +61,17 @@ class Loader(list):
     dataset = SimpleNamespace(names=["person/0.jpg"], data_path="faces")
 
 
-def run(sizes: list[int], easy_from: int | None = None, together: bool = False, **options: object) -> dict:
+def run(
+    sizes: list[int], easy_from: int | None = None, together: bool = False, margin: float = MARGIN, **options: object
+) -> dict:
     """Train an epoch; its figures, the sum over the weights, and whether every weight got a gradient. ``together``:
     with batch normalisation over all processes; the sum of its running statistics too."""
     net = network(frozen=not together)
     if together:
         net.activation_checkpointing = options.pop("checkpointing", False)
-        net = normalised_together(net, torch.device("cuda"))  # the device is told of, not used: see ``cpu_kernels``
+        net = normalised_together(net)  # on a CPU: see ``cpu_kernels``
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
-    objective = Objective(margin=MARGIN, embedding_scale=10.0)
+    objective = Objective(margin=margin, embedding_scale=10.0)
     mean_target = torch.full((1, 1, 64, 64), 0.5)
     loader = Loader(batches(sizes, easy_from))
     learner = Learner(net, optimizer, objective, torch.device("cpu"), mean_target, **options)
@@ -153,6 +155,7 @@ def runs() -> dict:
         "normalised together": run([6, 6, 5], together=True),
         "normalised together, one process without images": run([4, 1], together=True),
         "normalised together, blocks computed twice": run([4], together=True, checkpointing=True),
+        "normalised together, accumulated": run([4, 4, 1], together=True, margin=50.0, accumulate=2),
         "normalised together, packed": run([4, 4], together=True, pack_to=8),
         "packed": run([6, 6, 5], pack_to=3),
         "packed_one_process_without_hard": run([4, 4], easy_from=2, pack_to=2),

@@ -12,8 +12,8 @@ from Data_preprocessing import face_alignment
 from Data_preprocessing.boxes import (
     central_square,
     cut_out,
+    from_centre,
     holds_middle,
-    nearest_centre,
     similarity_between,
     to_chip,
 )
@@ -22,7 +22,10 @@ from Data_preprocessing.face_alignment import (
     CNN_SIDES,
     LENIENT_THRESHOLD,
     MAX_DETECTION_SIDE,
+    WHICH,
     FaceAligner,
+    Found,
+    by_place,
     find_model,
     load_cnn,
     load_yunet,
@@ -173,7 +176,9 @@ def test_landmarks_agree_with_a_second_prediction_on_the_chip(aligner, photos):
     for photo in photos:
         face = aligner.align(photo)
         boxes, _ = found(aligner, face.chip, "hog")
-        again = aligner.predictor(face.chip, dlib.rectangle(*nearest_centre(boxes, face.chip.shape)))
+        again = aligner.predictor(
+            face.chip, dlib.rectangle(*min(boxes, key=lambda box: from_centre(box, face.chip.shape)))
+        )
         points = np.array([(point.x, point.y) for point in again.parts()])
         distances.append(np.linalg.norm(points - face.landmarks, axis=1).mean())
     assert np.median(distances) < 4  # px of 256; the predictor's own scatter
@@ -197,9 +202,10 @@ def test_any_chip_size_is_the_same_face(aligner, photos):
 
 
 def test_nearest_to_the_centre():
-    boxes = [(0, 0, 40, 40), (70, 20, 110, 60), (150, 50, 190, 90)]
-    assert nearest_centre(boxes, (100, 200, 3)) == boxes[1]
-    assert nearest_centre(boxes[::-1], (100, 200)) == boxes[1]
+    left, middle, right = (Found(box) for box in ((0, 0, 40, 40), (70, 20, 110, 60), (140, 50, 190, 90)))
+    assert by_place([left, middle, right], (100, 200, 3)) == by_place([right, left, middle], (100, 200))
+    assert by_place([left, middle, right], (100, 200)) == [middle, right, left]
+    assert WHICH["largest"]([left, middle, right], (100, 200)) == [right]
 
 
 def test_the_face_in_the_middle_is_taken(aligner, photos):
@@ -208,6 +214,19 @@ def test_the_face_in_the_middle_is_taken(aligner, photos):
     assert face.num_faces == 3
     assert 250 < (face.box[0] + face.box[2]) / 2 < 500
     assert aligner.align(np.hstack(drawn[:2] + [drawn[2][:, :60]])).num_faces == 2
+
+
+def test_all_faces_are_taken_the_nearest_to_the_middle_first(aligner, photos):
+    drawn = [cv2.resize(photo, (250, 250)) for photo in photos[:3]]
+    faces = aligner.align_each(np.hstack(drawn), which="all")
+    assert len(faces) == 3 and 250 < (faces[0].box[0] + faces[0].box[2]) / 2 < 500
+    singly = [aligner.align(photo) for photo in drawn]
+    for face in faces:
+        known = singly[int((face.box[0] + face.box[2]) / 500)]
+        assert face.num_faces == 3 and np.abs(face.landmarks - known.landmarks).mean() < 3
+    turned, quarters = aligner.align_turned(np.rot90(np.hstack(drawn), 2).copy(), which="all")
+    assert quarters == 2 and len(turned) == 3
+    assert aligner.align_each(np.zeros((90, 90, 3), np.uint8), which="all") == []
 
 
 def test_the_photo_is_enlarged_only_where_nothing_was_found(aligner, photos):

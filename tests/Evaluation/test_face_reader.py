@@ -3,10 +3,12 @@
 import csv
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from config_mask import config
 from Data_preprocessing import find_face
@@ -92,16 +94,58 @@ def test_a_photo_is_read_once_wherever_it_lies(people, reader, tmp_path, monkeyp
     assert np.array_equal(now[first].embedding, now[photos.index(other)].embedding)
 
 
+def group_photo(people, path):
+    """Three people side by side; the widths of their pictures grow to the right."""
+    photos = [sorted(folder.iterdir())[0] for folder in sorted(people.iterdir()) if folder.name != "empty"]
+    canvas = Image.new("RGB", (900, 400), (128, 128, 128))
+    for number, photo in enumerate(photos):
+        side = 200 + 60 * number
+        canvas.paste(Image.open(photo).resize((side, side)), (300 * number, 20))
+    canvas.save(path)
+    return photos
+
+
+def test_each_face_of_a_group_photo_is_read(people, tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "a.pt")
+    reader = FaceReader(tmp_path / "a.pt", config["predictor_path"], torch.device("cpu"), which="all")
+    group = tmp_path / "group.png"
+    singly = reader.read_each([*group_photo(people, group), people / "empty" / "a, b.jpg"])
+    cache = FaceCache(tmp_path / "faces.sqlite")
+    (faces,) = reader.read_each([group], cache)
+    assert [len(one) for one in singly[:3]] == [1, 1, 1] and isinstance(singly[3], NoAnswer)
+    assert len(faces) == 3 and {face.aligned.num_faces for face in faces} == {3}
+    for face in faces:
+        distances = [np.linalg.norm(face.embedding - one[0].embedding) for one in singly[:3]]
+        assert np.argmin(distances) == face.aligned.box[0] // 300
+    assert faces[0].aligned.box[0] // 300 == 1 == reader.read(group).aligned.box[0] // 300  # of the middle
+    nothing_new(monkeypatch)
+    for one, other in zip(faces, *reader.read_each([group], FaceCache(cache.path)), strict=True):
+        assert np.array_equal(one.embedding, other.embedding) and one.record() == other.record()
+
+
+def test_of_all_faces_those_too_small_are_left_out(people, tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "a.pt")
+    reader = FaceReader(tmp_path / "a.pt", config["predictor_path"], torch.device("cpu"), which="all")
+    faces = [SimpleNamespace(box=(0, 0, width, width), detector="hog") for width in (90, 12, 60)]
+    monkeypatch.setattr(reader.aligner, "align_turned", lambda *_, **__: (faces, 0))
+    photo = photos_of(people)[0]
+    assert [face.aligned for face in find_face.find_each(photo, reader.aligner, "all")] == [faces[0], faces[2]]
+    del faces[2], faces[0]
+    with pytest.raises(NoAnswer, match="12 px wide: too small"):
+        find_face.find_each(photo, reader.aligner, "all")
+
+
 def test_another_network_model_or_way_of_reading_is_another_key(tmp_path, monkeypatch):
     def key(name, seed=0, predictor=config["predictor_path"], **options):
         return FaceReader(write_checkpoint(tmp_path / name, seed), predictor, torch.device("cpu"), **options).key
 
-    keys = {key("a.pt"), key("b.pt", 1), key("a.pt", average_flip=True), key("a.pt", largest=True)}
-    assert len(keys) == 4 and key("c.pt") in keys  # the same network in another place
+    keys = {key("a.pt"), key("b.pt", 1), key("a.pt", average_flip=True)}
+    keys |= {key("a.pt", which=which) for which in ("middle", "largest", "all")}
+    assert len(keys) == 5 and key("c.pt") in keys  # the same network in another place
     monkeypatch.setattr(face_reader, "model_mark", lambda path: "another landmark model")
     keys.add(key("a.pt"))
     monkeypatch.setattr("Evaluation.face_cache.READING", 99)
-    assert len(keys | {key("a.pt")}) == 6
+    assert len(keys | {key("a.pt")}) == 7
 
 
 def test_faces_are_of_the_network_that_was_read_whatever_takes_its_files_place(people, reader, tmp_path):

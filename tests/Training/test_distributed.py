@@ -18,8 +18,9 @@ from tests import two_processes
 from tests.conftest import ROOT
 from tests.Data_loader.test_triplet_dataset import config as triplet_config  # noqa: F401  (a fixture)
 from tests.test_train_maskV9 import train
-from Training import distributed
+from Training import distributed, setup
 from Training.distributed import own_device, process_group
+from Training.setup import check_processes
 from Training.step import Objective, judge
 
 FRACTIONS = ("triplet_loss", "attention_loss", "attention_iou", "positive_distance", "negative_distance", "hard_share")
@@ -72,6 +73,7 @@ def test_two_processes_find_what_one_finds(one, two, name):
         "normalised together, one process without images",
         "normalised together, blocks computed twice",
         "normalised together, packed",
+        "normalised together, accumulated",
     ],
 )
 def test_two_processes_that_normalise_together_find_what_one_finds(one, two, name):
@@ -84,20 +86,17 @@ def test_two_processes_that_normalise_together_find_what_one_finds(one, two, nam
 
 
 def test_processes_that_normalise_together_must_have_gpus(monkeypatch):
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
-    assert distributed.normalised_together(network, torch.device("cpu")) is network  # one process
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    network, settings = torch.nn.Sequential(torch.nn.BatchNorm2d(3)), {"sync_batch_norm": True}
+    assert distributed.normalised_together(network) is network  # one process
+    check_processes(settings, torch.device("cpu"))
+    for place in (distributed, setup):
+        monkeypatch.setattr(place, "world_size", lambda: 2)
+    check_processes(settings, torch.device("cuda"))
     with pytest.raises(DataError, match="sync_batch_norm = True works on CUDA alone"):
-        distributed.normalised_together(network, torch.device("cpu"))
-    together = distributed.normalised_together(network, torch.device("cuda"))
+        check_processes(settings, torch.device("cpu"))
+    together = distributed.normalised_together(network)
     assert isinstance(together[0], torch.nn.SyncBatchNorm) and together[0].weight is network[0].weight
-    assert list(together.state_dict()) == [
-        "0.weight",
-        "0.bias",
-        "0.running_mean",
-        "0.running_var",
-        "0.num_batches_tracked",
-    ]
+    assert list(together.state_dict()) == list(network.state_dict())
 
 
 def test_gradients_are_shared_once_a_step(two):

@@ -107,6 +107,15 @@ def test_the_moving_average_is_what_its_formula_says():
     assert plain.tested is plain.network
 
 
+def test_what_is_compiled_is_the_wrapper_that_averages_gradients(monkeypatch):
+    """Else its hooks break the graph of the network inside (torch's advice for DistributedDataParallel)."""
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr("Training.learner.parallel", lambda network: nn.Sequential(network))
+    one = learner(compile=True)
+    assert compiled == [one.model] and one.model is not one.network
+
+
 def test_an_old_adamw_goes_on_with_the_decay_it_had():
     """torch's own, 0.01 of all weights, which stands in its state and not in the settings of then."""
     old, network = nn.Linear(2, 1), nn.Linear(2, 1)
@@ -119,8 +128,8 @@ def test_an_old_adamw_goes_on_with_the_decay_it_had():
 def test_a_signal_is_obeyed_between_steps_and_looked_for_after_as_many_batches(monkeypatch):
     saved, looks = [], []
     monkeypatch.setattr(interruption, "world_size", lambda: 2)
-    monkeypatch.setattr(interruption, "all_max", lambda value, device: (looks.append(len(calls)), value)[1])
-    one = Interruption(saved.append, lambda number: None, 0.0, CPU, packed=False)
+    monkeypatch.setattr(interruption, "all_max", lambda value: (looks.append(len(calls)), value)[1])
+    one = Interruption(saved.append, lambda number: None, 0.0, packed=False)
     calls = []
     for batch in range(1, 4 * interruption.LOOK_EVERY):
         calls.append(batch)

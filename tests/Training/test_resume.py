@@ -274,17 +274,17 @@ def test_packing_goes_on_with_what_waited():
 
 
 def make_interruption(saved, minutes=0.0):
-    return Interruption(saved.append, lambda number: saved.append(number), minutes, torch.device("cpu"), packed=False)
+    return Interruption(saved.append, lambda number: saved.append(number), minutes, packed=False)
 
 
 def test_several_processes_look_together_and_packed_ones_write_nothing(monkeypatch):
     monkeypatch.setattr(interruption, "world_size", lambda: 2)
     monkeypatch.setattr(interruption, "from_main", lambda value: value)
     asked = []
-    monkeypatch.setattr(interruption, "all_max", lambda value, device: asked.append(value) or signal.SIGTERM)
+    monkeypatch.setattr(interruption, "all_max", lambda value: asked.append(value) or signal.SIGTERM)
     for packed, wanted in ((False, [Position(), 15]), (True, [15])):
         saved = []
-        one = Interruption(saved.append, saved.append, 0.0, torch.device("cpu"), packed)
+        one = Interruption(saved.append, saved.append, 0.0, packed)
         for _ in range(interruption.LOOK_EVERY - 1):
             one.after_batch(Position)
         assert saved == [] == asked
