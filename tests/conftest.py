@@ -1,6 +1,11 @@
 """What several tests need: real photos where they are, and a small drawn set prepared by the real scripts."""
 
+import os
 from pathlib import Path
+
+# the tests' networks are too small for threads to pay, and tests that run side by side take the cores from each other;
+# the scripts that they start, too
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -10,12 +15,6 @@ from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """The tests' networks are too small for threads to pay."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
