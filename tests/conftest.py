@@ -8,7 +8,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 
 from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
 from Data_preprocessing.create_pairs import create_pairs
