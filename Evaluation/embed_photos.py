@@ -29,6 +29,7 @@ from Models.checkpoint import SHIPPED
 from Script_tools.files import DataError, file_errors, read_names, replacing, user_path, write_whole
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.workers import keep_freed_memory
 
 COLUMNS = ["path", "person", "left", "top", "right", "bottom", "detector", "faces", "turned", "masked", "no_answer"]
 
@@ -54,7 +55,10 @@ def main(argv=None) -> tuple[Path, Path]:
     beside = source.with_suffix("") if source.is_file() else source
     name = str(user_path(args.output)) if args.output else f"{beside}_faces"
     npz, table = (Path(f"{name.removesuffix('.npz')}.{kind}") for kind in ("npz", "csv"))
-    reader = FaceReader(checkpoint, config["predictor_path"], choose_device(args.device), args.average_flip, args.face)
+    device = choose_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # 1.1 to 1.4 times as many faces a second (measured on one core)
+    reader = FaceReader(checkpoint, config["predictor_path"], device, args.average_flip, args.face)
     answers = reader.read_each([path for _, path in entries], open_cache(config["cache_path"]), args.workers)
     people = [person for person, _ in entries]
     with file_errors(npz):
