@@ -109,10 +109,12 @@ def file_of(path: str | Path) -> tuple[int, int] | None:
 
 
 def read_gallery(comparer: Comparer, source: Path, cache: FaceCache | None) -> Gallery:
-    """The faces of a folder of photos or of people, or of one photo."""
+    """The faces of a folder of photos or of people, or of one photo. Raises NoAnswer if that has none."""
     entries, left = photos_in(source) if os.path.isdir(source) else ([(source.name, source)], {})
     files = [file_of(path) for _, path in entries]
     answers = comparer.read_each([path for _, path in entries], cache, desc=f"faces of {source.name}")
+    if not os.path.isdir(source) and isinstance(answers[0], NoAnswer):
+        raise answers[0]
     found = [
         (person, face, file)
         for (person, _), faces, file in zip(entries, answers, files, strict=True)

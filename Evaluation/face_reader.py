@@ -84,7 +84,7 @@ class FaceReader:
         which: of several faces in a photo: 'middle' (the one nearest to it), 'largest', 'all'.
 
     Raises:
-        DataError: no such checkpoint, or no landmark model.
+        DataError: no such checkpoint, no landmark model, or no such choice of faces.
     """
 
     def __init__(
@@ -95,6 +95,8 @@ class FaceReader:
         average_flip: bool = False,
         which: str = "middle",
     ):
+        if which not in TAKEN:
+            raise DataError(f"which = {which!r}: must be one of {', '.join(TAKEN)}")
         checkpoint = load_checkpoint(path)
         self.path, self.predictor_path, self.device, self.which = Path(path), predictor_path, device, which
         self.network = network_from_checkpoint(checkpoint, path).to(device)

@@ -456,5 +456,8 @@ def test_a_person_is_found_in_a_group_photo(drawn, strict, tmp_path, capsys):
     assert len(both["probes"]) == 3 and both["verdict"] is None  # one of them is not there
     nearest, second, farthest = sorted(probe["nearest"][0]["distance"] for probe in both["probes"])
     assert nearest < 1e-3 and second < 0.1 and farthest > 0.2
+    for photos in ((photo(drawn, 0), groups / "none.png"), (groups / "none.png", photo(drawn, 0))):
+        report = run(*photos, "--face", "all", checkpoint=strict)
+        assert report["exit_code"] == 20 and report["error"] == f"There is no photo {groups / 'none.png'}."
     with pytest.raises(DataError, match="nor with --face all"):
         run(photo(drawn, 0), groups, "--face", "all", "--picture", tmp_path / "a.png", checkpoint=strict)

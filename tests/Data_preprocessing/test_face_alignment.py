@@ -472,3 +472,16 @@ def test_a_whole_image_is_a_chip_for_a_network_that_wants_more_room_too(aligner,
     assert again.detector == "whole image"
     inner = again.chip[64:320, 64:320].astype(int)
     assert np.abs(inner - known).mean() < 6 and not again.chip[:60].any() and not again.chip[:, 324:].any()
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not here")
+def test_the_quick_look_for_an_upright_face_says_what_the_whole_one_says(yunet, monkeypatch):
+    photos = [read_photo(path) for path in sorted((REAL / "lfw").glob("*/*.jpg"))[::900]]
+    chips = [[yunet.align(np.rot90(photo, turn).copy(), "full") for photo in photos] for turn in range(4)]
+    quick = [[face is not None and yunet.sees_upright(face) for face in faces] for faces in chips]
+    monkeypatch.setattr(face_alignment, "SMALL_SCORE", np.inf)
+    assert quick == [[face is not None and yunet.sees_upright(face) for face in faces] for faces in chips]
+    assert all(quick[0]) and sum(map(sum, quick[1:])) < 0.1 * 3 * len(photos) and len(photos) > 5
+    monkeypatch.setattr(face_alignment, "UPRIGHT_SCORE", np.inf)
+    monkeypatch.setattr(face_alignment, "SMALL_SCORE", 0.5)
+    assert sum(map(yunet.sees_upright, chips[0])) > 0.8 * len(photos)

@@ -123,6 +123,11 @@ def test_each_face_of_a_group_photo_is_read(people, tmp_path, monkeypatch):
         assert np.array_equal(one.embedding, other.embedding) and one.record() == other.record()
 
 
+def test_a_choice_of_faces_that_is_none_is_told(tmp_path):
+    with pytest.raises(DataError, match="which = 'first': must be one of middle, largest, all"):
+        FaceReader(write_checkpoint(tmp_path / "a.pt"), config["predictor_path"], torch.device("cpu"), which="first")
+
+
 def test_of_all_faces_those_too_small_are_left_out(people, tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "a.pt")
     reader = FaceReader(tmp_path / "a.pt", config["predictor_path"], torch.device("cpu"), which="all")
