@@ -106,9 +106,9 @@ class CBAM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean, maximum = F.adaptive_avg_pool2d(x, 1), largest(x)
-        both = self.channel(torch.cat([mean, maximum], dim=3))  # side by side: half the calls
-        x = x * torch.sigmoid(both.sum(dim=3, keepdim=True))
-        maps = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        of_mean, of_maximum = self.channel(torch.cat([mean, maximum], dim=3)).chunk(2, dim=3)  # half the calls
+        x = x * torch.sigmoid(of_mean + of_maximum)  # not sum(): autocast takes it, and all that follows, to float32
+        maps = torch.cat([x.mean(dim=1, keepdim=True), largest_channel(x)], dim=1)
         return x * torch.sigmoid(self.spatial(maps))
 
 
@@ -118,7 +118,18 @@ def largest(x: torch.Tensor) -> torch.Tensor:
     On CUDA adaptive_max_pool2d copies channels_last maps and adds up gradients in an order that changes; on a CPU amax
     takes 3 to 6 times as long. Their gradients differ where several places of a map are the largest.
     """
+    if torch.compiler.is_compiling():
+        return x.flatten(2).max(dim=2).values[..., None, None]
     return x.amax(dim=(2, 3), keepdim=True) if x.is_cuda else F.adaptive_max_pool2d(x, 1)
+
+
+def largest_channel(x: torch.Tensor) -> torch.Tensor:
+    """(N, 1, H, W): the maximum of each place over the channels.
+
+    The gradient of amax looks where ``x`` equals its maximum. Compiled, ``x`` is computed anew for that and not rounded
+    to half precision, so that it can equal it nowhere, and the gradient is 0 / 0: there the place is remembered.
+    """
+    return x.max(dim=1, keepdim=True).values if torch.compiler.is_compiling() else x.amax(dim=1, keepdim=True)
 
 
 def face_attention(channels: int, hidden: int = 512) -> nn.Sequential:
