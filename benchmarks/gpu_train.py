@@ -18,21 +18,21 @@ USED = 0.85  # of the time left, by the rate of the trial
 
 
 def train(plan: Plan) -> Iterator[dict]:
-    """A trial of two short epochs, which shows the rate, and then a run of the length that fits; the weights of its
-    best.pt lie beside the results, a sixth of its size."""
+    """A trial of two short epochs, which shows the rate, and then, where there is time for it, a run of the length that
+    fits; the weights of the last one's best.pt lie beside the results, a sixth of its size."""
     recipe = training_options(plan.faces)[0]
     batch, steps = (4, 2) if plan.tiny else ((config | RECIPES[recipe])["train_batch_size"], TRIAL_STEPS)
-    trial = attempt({"train": recipe, "run": "trial"}, lambda: one_run(plan, batch, 2, steps * batch))
+    keep = plan.folder.parent / "best.pt"
+    trial = attempt({"train": recipe, "run": "trial"}, lambda: one_run(plan, batch, 2, steps * batch, keep))
     yield trial
     if "failed" not in trial:
         left = plan.end - time.monotonic() - (trial["seconds"] - trial["training_seconds"])  # starting, validating
         fitting = batch if plan.tiny else int(USED * left * trial["images_per_second"] / 3 / EPOCHS)
-        keep = plan.folder.parent / "best.pt"
-        lengths = batch, EPOCHS, max(batch, fitting)
-        yield attempt({"train": recipe, "run": "whole"}, lambda: one_run(plan, *lengths, keep))
+        if fitting >= batch:
+            yield attempt({"train": recipe, "run": "whole"}, lambda: one_run(plan, batch, EPOCHS, fitting, keep))
 
 
-def one_run(plan: Plan, batch: int, epochs: int, triplets: int, keep: Path | None = None) -> dict:
+def one_run(plan: Plan, batch: int, epochs: int, triplets: int, keep: Path) -> dict:
     """train_maskV9.py on the carried faces; the rate is that of the last epoch. ``keep``: where best.pt
     goes, in half precision."""
     options = training_options(plan.faces)[1]
@@ -43,8 +43,7 @@ def one_run(plan: Plan, batch: int, epochs: int, triplets: int, keep: Path | Non
     done = train_maskV9.main(
         [*options, *(part for key, value in settings.items() for part in (f"--{key}", str(value)))]
     )
-    if keep:
-        save_checkpoint(keep, halved(load_checkpoint(done["checkpoints"] / "best.pt")))
+    save_checkpoint(keep, halved(load_checkpoint(done["checkpoints"] / "best.pt")))
     with open(done["metrics"], newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     aucs = {f"{protocol}_auc": float(done["best"][f"{protocol}_auc"]) for protocol in ("unmasked", "masked", "cross")}
