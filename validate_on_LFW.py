@@ -126,7 +126,7 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict | None:
         print(f"hardest pairs and histograms of the distances: {folder}")
     if args.html:
         facts = {"network": path, "photos": data_path, "pairs": pairs_path, "masks": settings["test_masks"]}
-        write_page(args.html, f"{path.parent.name} on {Path(data_path).name}", facts, summaries, shown)
+        write_page(args.html, f"{path.name} tested on {Path(data_path).name}", facts, summaries, shown)
         print(f"page: {args.html}")
     report = {"checkpoint": str(path), "protocols": summaries}
     if args.json:

@@ -1,7 +1,7 @@
 """Pictures of what a network does: two faces compared, the hardest pairs, distances, learning curves."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ FONTS = (
     "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS",
 )  # fmt: skip
 OVERLAY = {"cmap": "turbo", "alpha": 0.45, "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
+FLAT = 0.05  # of attention 0..1: one shade (the shipped network's is 0.46 to 0.49 on every face)
 # panel -> columns of metrics.csv and how they are called; whether on a logarithmic scale
 CURVES = {
     "loss": ({"triplet_loss": "triplet", "attention_loss": "attention", "teacher_loss": "teacher"}, False),
@@ -131,14 +132,21 @@ def show_face(axes, chip: np.ndarray, attention: np.ndarray | None) -> AxesImage
     return top
 
 
+def tells(maps: Iterable[np.ndarray | None]) -> bool:
+    """True if attention maps (h, w) vary: where all are one shade, as of a branch that has learned nothing, they do not
+    say where the network looks."""
+    values = [each.ravel() for each in maps if each is not None]
+    return bool(values) and float(np.ptp(np.concatenate(values))) > FLAT
+
+
 def plot_comparison(first: ShownFace, second: ShownFace, title: str, path: str | Path) -> None:
     """Write one picture: a row for each photo with the face's box, the aligned face, and what the network looks at.
 
-    Without attention maps the last column is left out.
+    Without attention maps that tell something the last column is left out.
     """
-    with_attention = first.attention is not None
+    with_attention = tells([first.attention, second.attention])
     with saved_figure(path, 9.6 if with_attention else 6.4, 6.8) as figure:
-        figure.suptitle(drawable(title))
+        figure.suptitle(drawable(title), wrap=True)  # two lines where the figure is narrow
         rows = figure.subplots(2, 2 + with_attention, squeeze=False)
         for row, face in zip(rows, (first, second), strict=True):
             photo, box = smaller(face.photo, face.box)
@@ -236,8 +244,8 @@ def plot_sheet(
     path: str | Path,
     right: Sequence[bool],
 ) -> None:
-    """Write a PNG of N pairs: for each, its caption, both faces, and under them the attention over both; red where the
-    threshold gets it wrong.
+    """Write a PNG of N pairs: for each, its caption, both faces, and under them, where it tells something, the
+    attention over both; red where the threshold gets it wrong.
 
     Args:
         chips: first faces and second faces, each (N, S, S, 3) uint8 RGB.
@@ -246,10 +254,11 @@ def plot_sheet(
     """
     columns = min(SHEET_PAIRS, len(captions))
     rows = -(-len(captions) // columns)
-    with_attention = attention[0][0] is not None
+    with_attention = tells([*attention[0], *attention[1]])
     with saved_figure(path, 3.1 * columns, (3.5 if with_attention else 1.95) * rows + 0.7) as figure:
         about = "caption green: the threshold gets it right, red: wrong"
-        figure.suptitle(f"{drawable(title)}\n{about}" + ("; attention: blue 0, red 1" if with_attention else ""))
+        about += "; attention: blue 0, red 1" if with_attention else ""
+        figure.suptitle(f"{drawable(title)}\n{about}", wrap=True)
         parts = np.atleast_1d(figure.subfigures(rows, columns)).ravel()
         for number, caption in enumerate(captions):
             colour = RIGHT if right[number] else WRONG

@@ -61,6 +61,9 @@ def test_a_comparison_shows_photos_boxes_faces_and_attention(tmp_path):
     with_attention = pixels(path)
     assert is_there(with_attention, over_red, 10_000) and is_there(with_attention, over_blue, 10_000)
     assert with_attention.shape[1] > image.shape[1]  # a column more
+    flat = np.full((3, 3), 0.48)
+    plot_comparison(shown((200, 30, 30), flat), shown((30, 30, 200), flat + 0.02), "title", path)
+    assert pixels(path).shape == image.shape  # one shade says nothing
 
 
 def test_attention_reaches_over_the_whole_face_at_the_right_places(tmp_path):
@@ -111,9 +114,12 @@ def test_a_sheet_holds_every_pair(tmp_path, count):
     assert all(is_there(image, colour, 5_000) for colour in colours)
     green, red = (44, 160, 44), (214, 39, 40)
     assert is_there(image, green, 40) and not is_there(image, red, 5)  # the captions
-    plot_sheet([chips, chips], [np.full((count, 2, 2), 0.5)] * 2, ["\u2588"] * count, "title", path, [False] * count)
+    maps = np.full((count, 2, 2), (0.45, 0.55))
+    plot_sheet([chips, chips], [maps] * 2, ["\u2588"] * count, "title", path, [False] * count)
     assert is_there(pixels(path), red, 20) and not is_there(pixels(path), green, 5)
     assert pixels(path).shape[0] > image.shape[0]  # another row for the attention
+    plot_sheet([chips, chips], [maps * 0 + 0.5] * 2, ["\u2588"] * count, "title", path, [False] * count)
+    assert pixels(path).shape == image.shape  # none for one shade
 
 
 @pytest.mark.parametrize(
