@@ -239,7 +239,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         help=f"of strangers that may pass (default: {FAR}, or the lowest)",
     )
     parser.add_argument("--nearest", type=int, default=5, metavar="K", help="people of a folder (default: %(default)s)")
-    parser.add_argument("--picture", metavar="PATH", help="write photos, aligned faces and attention (if it varies) as a picture")
+    parser.add_argument(
+        "--picture", metavar="PATH", help="write photos, faces, and attention if it varies, as a picture"
+    )
     parser.add_argument(
         "--json",
         nargs="?",

@@ -40,10 +40,14 @@ CHUNK = 8  # photos that a worker takes at once
 
 @lru_cache(maxsize=1)
 def aligner_for(
-    predictor_path: str | Path, image_size: int, padding: float = PADDING, detector: str = "dlib"
+    predictor_path: str | Path,
+    image_size: int,
+    padding: float = PADDING,
+    detector: str = "dlib",
+    landmarks: bool = True,
 ) -> FaceAligner:
     """The process's aligner, made when the first photo needs it: a run with nothing to do never loads dlib."""
-    return FaceAligner(predictor_path, image_size, padding=padding, detector=detector)
+    return FaceAligner(predictor_path, image_size, padding=padding, detector=detector, landmarks=landmarks)
 
 
 def process_photo(source: str, face: str, settings: AlignmentSettings) -> ManifestRow:

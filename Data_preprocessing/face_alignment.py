@@ -6,7 +6,7 @@ dlib is imported when an aligner is made; its landmarks are needed with either d
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,14 +87,15 @@ class AlignedFace(NamedTuple):
 
     chip: (S, S, 3) uint8 RGB. landmarks: (68, 2) float32, chip pixels (they may lie outside the chip).
     box: the face's box (left, top, right, bottom) in photo pixels. num_faces: how many the detector found.
-    photo_landmarks: (68, 2) float32, photo pixels. detector: the entry of a chain that found the face.
+    photo_landmarks: (68, 2) float32, photo pixels. detector: the entry of a chain that found the face. An aligner that
+    was asked for no landmarks may leave them None.
     """
 
     chip: np.ndarray
-    landmarks: np.ndarray
+    landmarks: np.ndarray | None
     box: Box
     num_faces: int
-    photo_landmarks: np.ndarray
+    photo_landmarks: np.ndarray | None
     detector: str
 
 
@@ -168,8 +169,9 @@ class FaceAligner:
         chain: str = "hog",
         padding: float = PADDING,
         detector: str = "dlib",
+        landmarks: bool = True,
     ):
-        """Load the landmark model; the CNN detector is loaded when the first photo needs it.
+        """Load the models; the CNN detector is loaded when the first photo needs it.
 
         Args:
             predictor_path: dlib's 68-landmark model. A CNN detector may lie beside it.
@@ -177,6 +179,8 @@ class FaceAligner:
             chain: key of ``CHAINS``: which detectors are tried, in order, until one finds a face.
             padding: room around the face, as a share of its size.
             detector: 'dlib' or 'yunet', whose five points align the face; chains of the same names are its own.
+            landmarks: whether each face's are asked for. Where they are not, and five points align it, the landmark
+                model, which takes most of a second to load, is loaded when the first photo needs it.
 
         Raises:
             DataError: dlib is not installed; the landmark model or YuNet's is missing or damaged.
@@ -195,16 +199,26 @@ class FaceAligner:
         self.yunet, self.yunet_mark = yunet and load_yunet(yunet), yunet and yunet.name
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])
         self.detector = dlib.get_frontal_face_detector()
-        path, url = find_model(predictor_path), f"{DLIB_MODELS_URL}/{MODEL_NAMES['landmark model']}.bz2"
+        self.predictor_path, self.landmarks = find_model(predictor_path), landmarks
+        if landmarks or detector == "dlib":
+            _ = self.predictor  # what is damaged is told now
+
+    @cached_property
+    def predictor(self):
+        """dlib's landmark model. Raises DataError if it is damaged, or of other landmarks."""
+        import dlib
+
+        path, url = self.predictor_path, f"{DLIB_MODELS_URL}/{MODEL_NAMES['landmark model']}.bz2"
         try:
-            self.predictor = dlib.shape_predictor(str(path))
-            points = self.predictor(np.zeros((64, 64), np.uint8), dlib.rectangle(8, 8, 55, 55)).num_parts
+            predictor = dlib.shape_predictor(str(path))
+            points = predictor(np.zeros((64, 64), np.uint8), dlib.rectangle(8, 8, 55, 55)).num_parts
         except (RuntimeError, MemoryError, ValueError) as error:
             raise DataError(
                 f"{path} is not a whole landmark model ({error}). Delete it and download {url} again."
             ) from error
         if points != 68:
             raise DataError(f"{path} is a model of {points} landmarks; the one with 68 is needed: {url}")
+        return predictor
 
     def align(self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None) -> AlignedFace | None:
         """The face nearest the middle, as ``align_each`` gives it; None if no detector of the chain finds one."""
@@ -253,13 +267,15 @@ class FaceAligner:
         points = np.array([(point.x, point.y) for point in shape.parts()], np.float64)
         return chip, to_chip(points, details).astype(np.float32), points.astype(np.float32)
 
-    def cut_by_points(self, photo: np.ndarray, face: Found, detector: str) -> tuple[np.ndarray, ...]:
-        """Likewise by the face's five points. The landmarks are looked for in an upright chip, where the HOG detector,
-        on which their model was trained, would put its box."""
+    def cut_by_points(self, photo: np.ndarray, face: Found, detector: str) -> tuple[np.ndarray | None, ...]:
+        """Likewise by the face's five points; no landmarks where none are asked for. They are looked for in an upright
+        chip, where the HOG detector, on which their model was trained, would put its box."""
         import dlib
 
         matrix = similarity_between(face.points, chip_points(self.image_size, self.padding))
         chip = cut_out(photo, matrix, self.image_size)
+        if not self.landmarks:
+            return chip, None, None
         edges = (np.array(CHIP_BOX) * 2 - 1) * chip_share(self.padding)
         edges = (edges + 1) * self.image_size / 2 - 0.5
         shape = self.predictor(chip, dlib.rectangle(*(round(edge) for edge in edges)))

@@ -100,7 +100,7 @@ def find_faces(
 ) -> list[tuple[list[FoundFace] | NoAnswer, bytes | None]]:
     """``find_each`` of each, without the photo, or what it raised; and the ``digest_of`` what was read, None where
     nothing was. For worker processes. ``cut``: of aligner_for."""
-    aligner, found = aligner_for(predictor_path, **cut), []
+    aligner, found = aligner_for(predictor_path, **cut, landmarks=False), []
     for path in paths:
         digest = None
         try:

@@ -17,7 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare
-from Data_preprocessing.align_photos import process_photos
+from Data_preprocessing.align_photos import aligner_for, process_photos
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Data_preprocessing.manifest import output_folders, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS, draw_mask, random_mask
@@ -64,7 +64,7 @@ def comparison(folder: Path, seed: int, predictor_path: str, picture: Path) -> N
     unmasked, masked = (folder / photo for photo in iter_photos(folder))
     comparer = compare.Comparer(SHIPPED, predictor_path, torch.device("cpu"), far=0.01, average_flip=False)
     photo = read_photo(masked)
-    landmarks = comparer.aligner.align(photo).photo_landmarks
+    landmarks = aligner_for(predictor_path, **comparer.cut).align(photo).photo_landmarks
     choice = random_mask(np.random.default_rng(seed), ("surgical",))
     write_jpeg(masked, draw_mask(photo, landmarks, choice))
     report = compare.compare_photos(comparer, unmasked, masked, str(picture))
