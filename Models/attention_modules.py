@@ -118,18 +118,23 @@ def largest(x: torch.Tensor) -> torch.Tensor:
     On CUDA adaptive_max_pool2d copies channels_last maps and adds up gradients in an order that changes; on a CPU amax
     takes 3 to 6 times as long. Their gradients differ where several places of a map are the largest.
     """
-    if torch.compiler.is_compiling():
+    if is_compiled():
         return x.flatten(2).max(dim=2).values[..., None, None]
     return x.amax(dim=(2, 3), keepdim=True) if x.is_cuda else F.adaptive_max_pool2d(x, 1)
 
 
 def largest_channel(x: torch.Tensor) -> torch.Tensor:
-    """(N, 1, H, W): the maximum of each place over the channels.
+    """(N, 1, H, W): the maximum of each place over the channels."""
+    return x.max(dim=1, keepdim=True).values if is_compiled() else x.amax(dim=1, keepdim=True)
 
-    The gradient of amax looks where ``x`` equals its maximum. Compiled, ``x`` is computed anew for that and not rounded
-    to half precision, so that it can equal it nowhere, and the gradient is 0 / 0: there the place is remembered.
+
+def is_compiled() -> bool:
+    """Inside torch.compile, where a maximum must remember its place.
+
+    The gradient of amax looks where its input equals the maximum. Compiled, the input is computed anew for that, not
+    rounded to half precision as the maximum was, so that it can equal it nowhere, and the gradient is 0 / 0.
     """
-    return x.max(dim=1, keepdim=True).values if torch.compiler.is_compiling() else x.amax(dim=1, keepdim=True)
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def face_attention(channels: int, hidden: int = 512) -> nn.Sequential:

@@ -248,6 +248,21 @@ def test_compiles_without_a_graph_break(network):
         torch.testing.assert_close(compiled(faces()), network(faces()))
 
 
+def test_maxima_remember_their_place_where_they_are_compiled_only(network):
+    """A gradient that looks for the places anew, in what the compiler computes anew and does not round, is 0 / 0."""
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append(module.code)
+        return module.forward
+
+    torch.compile(copy.deepcopy(network).train(), fullgraph=True, backend=keep)(faces())
+    assert "amax" not in graphs[0] and "max_pool2d(" in graphs[0]  # the stem's
+    assert "adaptive_max_pool2d" not in graphs[0] and graphs[0].count(".max(") == 16  # two a block
+    exported = torch.export.export(copy.deepcopy(network).eval(), (faces(),)).graph_module.code
+    assert exported.count("aten.adaptive_max_pool2d.default(") == exported.count("aten.amax.default(") == 8  # for ONNX
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 
