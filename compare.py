@@ -1,4 +1,4 @@
-"""Two photos: the same person or not, how far apart, and where the network looks.
+"""Two photos: the same person or not, how far apart, and what the network sees.
 
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
 Two folders: the person of the second who is nearest to each photo of the first; --json has the nearest few. With

@@ -179,11 +179,11 @@ class FaceAligner:
             chain: key of ``CHAINS``: which detectors are tried, in order, until one finds a face.
             padding: room around the face, as a share of its size.
             detector: 'dlib' or 'yunet', whose five points align the face; chains of the same names are its own.
-            landmarks: whether each face's are asked for. Where they are not, and five points align it, the landmark
-                model, which takes most of a second to load, is loaded when the first photo needs it.
+            landmarks: whether each face's are asked for. Where they are not, YuNet does without the landmark model,
+                which takes most of a second to load.
 
         Raises:
-            DataError: dlib is not installed; the landmark model or YuNet's is missing or damaged.
+            DataError: dlib is not installed; the landmark model or YuNet's is missing, or damaged where it is needed.
         """
         try:
             import dlib
@@ -251,17 +251,20 @@ class FaceAligner:
             aligned.append(AlignedFace(chip, landmarks, face.box, len(faces), photo_landmarks, detector))
         return aligned
 
-    def cut_by_landmarks(self, photo: np.ndarray, face: Found, detector: str) -> tuple[np.ndarray, ...]:
-        """Chip, landmarks in it and in the photo, of the face in a box, as dlib aligns it."""
+    def cut_by_landmarks(self, photo: np.ndarray, face: Found, detector: str) -> tuple[np.ndarray | None, ...]:
+        """Chip, landmarks in it and in the photo, of the face in a box, as dlib aligns it; of a whole image no
+        landmarks where none are asked for."""
         import dlib
 
-        shape = self.predictor(photo, dlib.rectangle(*face.box))
         if detector == "whole image":
             left, top, right, bottom = central_square(photo.shape)
             more = (right - left) * (1 / chip_share(self.padding) - 1) / 2  # than the usual padding shows
             edges = dlib.drectangle(left - more, top - more, right + more, bottom + more)
             details = dlib.chip_details(edges, dlib.chip_dims(self.image_size, self.image_size))
-        else:
+            if not self.landmarks:
+                return dlib.extract_image_chip(photo, details), None, None
+        shape = self.predictor(photo, dlib.rectangle(*face.box))
+        if detector != "whole image":
             details = dlib.get_face_chip_details(shape, size=self.image_size, padding=self.padding)
         chip = dlib.extract_image_chip(photo, details)
         points = np.array([(point.x, point.y) for point in shape.parts()], np.float64)

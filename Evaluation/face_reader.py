@@ -23,13 +23,16 @@ from Script_tools.workers import keep_freed_memory, map_chunks, usable_processor
 
 CHUNK = 16  # photos that a worker finds faces in, and that pass the network, at a time
 WRITTEN_AS = {"middle": False, "largest": True}  # in the keys of faces kept before there was 'all'
-# photos for which starting workers takes longer than they save; more where they embed as well: each imports torch
-FEW, FEW_TO_EMBED = 64, 250
+FEW = 64  # photos for which starting workers takes longer than they save
+# the same where workers embed as well, for each imports torch; and how many there are at most unless told: each takes
+# 0.7 GB of its own with the shipped network
+FEW_TO_EMBED, MOST_TO_EMBED = 250, 8
 
 
 class Face(NamedTuple):
     """A photo's face. photo: (H, W, 3) uint8 RGB. seen: (S, S, 3) uint8 RGB, as the network sees it. embedding:
-    (D,) float32 of norm 1. attention: (h, w) float32 0..1, or None. masked: how sure the mask head is, 0..1; None
+    (D,) float32 of norm 1. attention: (h, w) float32 0..1, or None. aligned: with landmarks only where its detector
+    needs them (dlib). masked: how sure the mask head is, 0..1; None
     without a head. quarters: how often the photo was turned by 90 degrees, anticlockwise, to be upright. Of faces read
     many at a time photo, chip, landmarks, seen and attention are None."""
 
@@ -107,8 +110,8 @@ class FaceReader:
         with as_written(path):
             self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
         # of the file as it was read: a training may put another one in its place
-        models = model_mark(predictor_path), self.aligner.yunet_mark
-        self.key = reader_key(file_digest(path), self.cut, models, self.flip, WRITTEN_AS.get(which, which))
+        self.digest, models = file_digest(path), (model_mark(predictor_path), self.aligner.yunet_mark)
+        self.key = reader_key(self.digest, self.cut, models, self.flip, WRITTEN_AS.get(which, which))
 
     def read(self, path: str | Path) -> Face:
         """The face of a photo; of all that are taken the one nearest the middle. Raises NoAnswer if the photo cannot be
@@ -182,15 +185,12 @@ class FaceReader:
     def read_new(
         self, paths: list[str], workers: int | None = None
     ) -> Iterator[list[tuple[bytes | None, dict, np.ndarray | None]]]:
-        """``embed_found`` of some photos at a time.
-
-        On a CPU each worker finds faces and embeds them, with one thread: 1.3 to 1.6 times as many photos a second as
-        workers that find and a process that embeds with all cores (400 photos of LFW, two cores). Before a GPU workers
-        find, and this process embeds.
-        """
-        on_cpu = self.device.type == "cpu"
-        workers = workers or (usable_processors() if len(paths) > (FEW_TO_EMBED if on_cpu else FEW) else 1)
-        if on_cpu and workers > 1:
+        """``embed_found`` of some photos at a time; by workers, or what they found by this process."""
+        apart = self.embeds_apart()
+        if not workers:
+            many, most = (FEW_TO_EMBED, MOST_TO_EMBED) if apart else (FEW, usable_processors())
+            workers = min(usable_processors(), most) if len(paths) > many else 1
+        if apart and workers > 1:
             how = self.predictor_path, self.flip, self.which, self.key
             yield from map_chunks(partial(read_apart, self.path, *how), iter(paths), CHUNK, workers, "reads faces")
             return
@@ -199,6 +199,12 @@ class FaceReader:
         for found in map_chunks(find, iter(paths), CHUNK, workers, "finds faces"):
             yield self.embed_found(paths[begin : begin + len(found)], found)
             begin += len(found)
+
+    def embeds_apart(self) -> bool:
+        """Whether workers embed the faces that they find, each with one thread: on a CPU 800 photos of LFW took 0.8 of
+        the time that they take where this process embeds, with all cores (two). They read the checkpoint's file, so
+        they cannot where another one has taken its place."""
+        return self.device.type == "cpu" and file_digest(self.path) == self.digest
 
     def embed_found(
         self, paths: list[str], found: list[tuple[list[FoundFace] | NoAnswer, bytes | None]]
@@ -236,7 +242,7 @@ def reader_apart(path: Path, predictor_path: str, flip: bool, which: str, key: b
     keep_freed_memory()
     reader = FaceReader(path, predictor_path, torch.device("cpu"), flip, which)
     if reader.key != key:
-        raise DataError(f"{path} has changed since it was read: start again, with the new one")
+        raise DataError(f"{path} or a model of faces has changed since it was read: start again, with the new one")
     return reader
 
 

@@ -229,7 +229,6 @@ def step(plan: Plan) -> Iterator[dict]:
         (sizes[0], "three forwards, float32, TF32 on", functools.partial(old, tf32=True)),
         (sizes[0], "three forwards, float32, TF32 off", functools.partial(old, tf32=False)),
         (sizes[0], "ours, float32 (TF32 in convolutions)", functools.partial(ours, precision="float32")),
-        (sizes[0], "ours, float16, as on a card before 8.0", functools.partial(as_on_an_old_card, ours)),
         (sizes[0], "adaptive_max_pool2d for amax", functools.partial(ours, way=by_pooling)),
         (sizes[0], "targets of the map's size", functools.partial(ours, targets=-(-sizes[0][1] // 32))),
         (sizes[0], "activation checkpointing", functools.partial(ours, activation_checkpointing=True)),
@@ -237,8 +236,10 @@ def step(plan: Plan) -> Iterator[dict]:
         (sizes[-1], "triplets sought in the batch", functools.partial(ours, classes=True)),
         (sizes[-1], "three forwards, float32, TF32 on", functools.partial(old, tf32=True)),
     ]
-    if not plan.tiny:  # minutes on a CPU
+    if not plan.tiny:  # minutes on a CPU; no float16 there
         ways.insert(2, (sizes[0], "compile", functools.partial(ours, compile=True)))
+        old_card = functools.partial(as_on_an_old_card, ours)
+        ways.insert(3, (sizes[0], "ours, float16, as on a card before 8.0", old_card))
     for (depth, side, batch), way, measure in ways:
         name = {"network": f"ResNet-{depth}, {side} px, {batch} triplets", "step": way}
         yield attempt(name, lambda m=measure, d=depth, s=side, b=batch: m(depth=d, side=s, batch=b))

@@ -27,9 +27,12 @@ def train(plan: Plan) -> Iterator[dict]:
     yield trial
     if "failed" not in trial:
         left = plan.end - time.monotonic() - (trial["seconds"] - trial["training_seconds"])  # starting, validating
-        fitting = batch if plan.tiny else int(USED * left * trial["images_per_second"] / 3 / EPOCHS)
-        if fitting >= batch:
-            yield attempt({"train": recipe, "run": "whole"}, lambda: one_run(plan, batch, EPOCHS, fitting, keep))
+        fitting = batch if plan.tiny and left > 0 else int(USED * left * trial["images_per_second"] / 3 / EPOCHS)
+        whole = {"train": recipe, "run": "whole"}
+        if fitting < batch:
+            yield whole | {"left_out": f"too little time is left; {keep.name} is the trial's"}
+        else:
+            yield attempt(whole, lambda: one_run(plan, batch, EPOCHS, fitting, keep))
 
 
 def one_run(plan: Plan, batch: int, epochs: int, triplets: int, keep: Path) -> dict:

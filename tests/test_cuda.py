@@ -48,17 +48,12 @@ from Training.optimizer import decayed_rate, make_optimizer, set_learning_rate
 from Training.run import TrainingRun
 from Training.setup import prepare_network
 from Training.state import restore, training_state
-from Training.step import Objective, batch_loss, find_hard, forward, judge, make_scaler, on_device
+from Training.step import Objective, batch_loss, find_hard, forward, half_precision, judge, make_scaler, on_device
 from Training.teacher_targets import Teacher
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:.*deterministic")]
 CARD = torch.cuda.is_available()
 DEVICE, CPU = torch.device("cuda" if CARD else "cpu"), torch.device("cpu")
-# what leans most on the rest of the house: without a card, too, or nobody sees what no longer fits
-ON_A_CPU_TOO = {
-    "test_other_ways_to_train_run_too[best_on]",
-    "test_dlibs_network_and_the_teacher_give_what_they_give_on_the_cpu[64]",
-}
 SIZE, PEOPLE, PHOTOS = 64, 8, 5
 OBJECTIVE = Objective(margin=50.0, embedding_scale=10.0)  # so large a margin that each triplet is hard: none can flip
 MEAN_TARGET = torch.full((1, 1, SIZE, SIZE), 0.5)
@@ -68,7 +63,7 @@ SETTINGS = {**defaults, "model": 18, "embedding_dim": 16, "image_size": SIZE}
 @pytest.fixture(autouse=True)
 def exact(request, monkeypatch):
     """float32 in full: TF32, which PyTorch allows in convolutions, keeps ten bits of each factor."""
-    if not CARD and request.node.name not in ON_A_CPU_TOO:
+    if not CARD and not request.node.get_closest_marker("on_a_cpu_too"):
         pytest.skip("needs a CUDA card")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # prepare_network sets it: put back afterwards
@@ -330,7 +325,7 @@ def test_half_precision_stays_half_through_a_block():
         if name.count(".") == 1 and name.startswith("layer"):
             module.register_forward_hook(lambda _, __, out, name=name: kinds.update({name: out.dtype}))
     embed(network, precision="auto")
-    assert len(kinds) == 8 and set(kinds.values()) == {torch.bfloat16}
+    assert len(kinds) == 8 and set(kinds.values()) == {half_precision(DEVICE)}
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="torch.compile needs a C compiler")
@@ -458,7 +453,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param("best_on", marks=pytest.mark.on_a_cpu_too), *list(WAYS)[1:]])
 def test_other_ways_to_train_run_too(way, options, tmp_path, monkeypatch):
     torch.manual_seed(0)
     # the card's machine need not have the file with dlib's weights, for blended faces
@@ -561,7 +556,7 @@ def test_the_shipped_network_sees_on_the_card_what_it_sees_on_the_cpu(options):
     assert all(scores[0][p]["auc"] == pytest.approx(scores[1][p]["auc"], abs=0.01) for p in one)
 
 
-@pytest.mark.parametrize("size", [SIZE, 150, 200])
+@pytest.mark.parametrize("size", [pytest.param(SIZE, marks=pytest.mark.on_a_cpu_too), 150, 200])
 def test_dlibs_network_and_the_teacher_give_what_they_give_on_the_cpu(size):
     torch.manual_seed(0)
     network = FaceTrunks("dlib", "none").to(memory_format=torch.channels_last).eval().requires_grad_(False)

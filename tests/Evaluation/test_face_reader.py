@@ -22,9 +22,9 @@ from Script_tools.files import DataError
 from Training.state import plain_config
 
 
-def write_checkpoint(path, seed=0):
+def write_checkpoint(path, seed=0, **changes):
     torch.manual_seed(seed)
-    settings = plain_config({**config, "model": 18, "image_size": 64, "embedding_dim": 16})
+    settings = plain_config({**config, "model": 18, "image_size": 64, "embedding_dim": 16, **changes})
     head = {"weight": torch.full((2048,), 0.01), "bias": 0.0}
     save_checkpoint(path, {"model": build_model(18, 16).state_dict(), "config": settings, "mask_head": head})
     return path
@@ -54,8 +54,19 @@ def nothing_new(monkeypatch):
     monkeypatch.setattr(FaceReader, "read_new", lambda self, paths, workers: pytest.fail(f"{paths}") if paths else [])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_many_are_read_as_one_by_one(people, reader, workers):
+@pytest.mark.parametrize(
+    "workers, apart, detector, options",
+    [
+        (1, True, "dlib", {}),
+        (2, True, "dlib", {}),
+        (2, False, "dlib", {}),  # as before a GPU: workers find, this process embeds
+        (2, True, "yunet", {"average_flip": True, "which": "largest"}),
+    ],
+)
+def test_many_are_read_as_one_by_one(people, tmp_path, monkeypatch, workers, apart, detector, options):
+    path = write_checkpoint(tmp_path / "a.pt", detector=detector)
+    reader = FaceReader(path, config["predictor_path"], torch.device("cpu"), **options)
+    monkeypatch.setattr(FaceReader, "embeds_apart", lambda self: apart)
     photos = photos_of(people)
     answers = reader.read_many(photos, workers=workers)
     assert len(answers) == len(photos) == 16
@@ -153,12 +164,40 @@ def test_another_network_model_or_way_of_reading_is_another_key(tmp_path, monkey
     assert len(keys | {key("a.pt")}) == 7
 
 
-def test_faces_are_of_the_network_that_was_read_whatever_takes_its_files_place(people, reader, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_faces_are_of_the_network_that_was_read_whatever_takes_its_files_place(people, reader, tmp_path, workers):
     cache = FaceCache(tmp_path / "faces.sqlite")
+    assert reader.embeds_apart()
     write_checkpoint(tmp_path / "a.pt", seed=1)  # as a training does
-    old = reader.read_many(photos_of(people)[:2], cache)
+    assert not reader.embeds_apart()
+    old = reader.read_many(photos_of(people)[:2], cache, workers)
     new = FaceReader(tmp_path / "a.pt", config["predictor_path"], torch.device("cpu"))
     assert not np.array_equal(new.read_many(photos_of(people)[:2], cache)[0].embedding, old[0].embedding)
+
+
+def test_a_worker_does_not_embed_with_another_network(people, reader, tmp_path):
+    """One that took the file's place after it was looked at."""
+    how = reader.predictor_path, reader.flip, reader.which, reader.key
+    photo = str(photos_of(people)[0])
+    try:
+        (row,) = face_reader.read_apart(reader.path, *how, [photo])
+        assert np.allclose(row[2], reader.read(photo).embedding, atol=1e-6)
+        face_reader.reader_apart.cache_clear()
+        write_checkpoint(tmp_path / "a.pt", seed=1)
+        with pytest.raises(DataError, match=r"a\.pt or a model of faces has changed since it was read"):
+            face_reader.read_apart(reader.path, *how, [photo])
+    finally:
+        face_reader.reader_apart.cache_clear()
+
+
+def test_the_landmark_model_is_not_loaded_where_nobody_asks_for_landmarks(people, tmp_path):
+    path = write_checkpoint(tmp_path / "a.pt", detector="yunet")
+    reader = FaceReader(path, config["predictor_path"], torch.device("cpu"))
+    face = reader.read(photos_of(people)[0])
+    Image.new("RGB", (80, 80), (90, 120, 150)).save(tmp_path / "plain.png")  # no face: it is looked at as a whole
+    with pytest.raises(NoAnswer, match="No face was found"):
+        reader.read(tmp_path / "plain.png")
+    assert face.aligned.landmarks is None and "predictor" not in vars(reader.aligner)
 
 
 def test_what_a_disk_or_memory_did_not_give_is_asked_for_again(people, reader, tmp_path, monkeypatch):
