@@ -12,8 +12,23 @@ import pytest
 from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
+from Evaluation.pictures import saved_figure
+from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(monkeypatch):
+    """Trainings in the tests' own process write blank pictures: drawing them takes a third of so short a run. What they
+    show is tested by itself, and scripts that tests start draw them."""
+
+    def blank(_, path, *args, **kwargs):
+        with saved_figure(path, 1, 1):
+            pass
+
+    for name in ("plot_roc", "plot_learning_curves"):
+        monkeypatch.setattr(run, name, blank)
 
 
 @pytest.fixture(scope="session")

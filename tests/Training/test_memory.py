@@ -11,6 +11,7 @@ from torch import nn
 
 import train_maskV9
 from config_mask import config
+from Evaluation import pictures
 from Models.CBAM_Face_attention_Resnet import build_model, frozen_statistics
 from Script_tools.files import DataError
 from Script_tools.settings import check_config
@@ -36,7 +37,7 @@ def resident_mb():
 def test_no_memory_is_kept_over_epochs(drawn_options, tmp_path, monkeypatch):
     """60 epochs of the script on a tiny network, with checkpoints and, as they take longest, every tenth picture."""
     for name in ("plot_roc", "plot_learning_curves"):
-        draw, drawings = getattr(training_run, name), itertools.count()
+        draw, drawings = getattr(pictures, name), itertools.count()
         rarely = lambda *a, draw=draw, drawings=drawings, **k: next(drawings) % 10 or draw(*a, **k)  # noqa: E731
         monkeypatch.setattr(training_run, name, rarely)
     monkeypatch.setattr(training_setup, "build_network", tiny_network)
