@@ -12,10 +12,11 @@ import pytest
 from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
-from Evaluation.pictures import saved_figure
+from Evaluation import pictures
 from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURES = "plot_roc", "plot_learning_curves"
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +25,18 @@ def blank_pictures(monkeypatch):
     show is tested by itself, and scripts that tests start draw them."""
 
     def blank(_, path, *args, **kwargs):
-        with saved_figure(path, 1, 1):
+        with pictures.saved_figure(path, 1, 1):
             pass
 
-    for name in ("plot_roc", "plot_learning_curves"):
+    for name in PICTURES:
         monkeypatch.setattr(run, name, blank)
+
+
+@pytest.fixture
+def real_pictures(blank_pictures, monkeypatch):
+    """Trainings in this process draw, for tests of how large a picture is or what drawing keeps in memory."""
+    for name in PICTURES:
+        monkeypatch.setattr(run, name, getattr(pictures, name))
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,9 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tiny, drawn_options,
 
 
 @pytest.mark.parametrize("name", ["lfw_epoch_002.png", "last.pt", "train.log"])
-def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(name, tiny, drawn_options, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(
+    name, tiny, drawn_options, tmp_path, monkeypatch, real_pictures
+):
     """A limit on the size of files does what a full disk does."""
     whole = train(drawn_options, tmp_path / "whole")
     train(drawn_options, tmp_path / "parts", "--epochs", "1", "--run_name", "x")

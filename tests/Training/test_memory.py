@@ -11,7 +11,6 @@ from torch import nn
 
 import train_maskV9
 from config_mask import config
-from Evaluation import pictures
 from Models.CBAM_Face_attention_Resnet import build_model, frozen_statistics
 from Script_tools.files import DataError
 from Script_tools.settings import check_config
@@ -34,10 +33,10 @@ def resident_mb():
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="reads the process's memory from Linux's /proc")
-def test_no_memory_is_kept_over_epochs(drawn_options, tmp_path, monkeypatch):
+def test_no_memory_is_kept_over_epochs(drawn_options, tmp_path, monkeypatch, real_pictures):
     """60 epochs of the script on a tiny network, with checkpoints and, as they take longest, every tenth picture."""
     for name in ("plot_roc", "plot_learning_curves"):
-        draw, drawings = getattr(pictures, name), itertools.count()
+        draw, drawings = getattr(training_run, name), itertools.count()
         rarely = lambda *a, draw=draw, drawings=drawings, **k: next(drawings) % 10 or draw(*a, **k)  # noqa: E731
         monkeypatch.setattr(training_run, name, rarely)
     monkeypatch.setattr(training_setup, "build_network", tiny_network)
