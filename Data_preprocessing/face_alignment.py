@@ -1,6 +1,6 @@
 """Find a face in a photo, its 68 landmarks, and its upright chip, with dlib or with OpenCV's YuNet as detector.
 
-dlib is imported when an aligner is made; its landmarks are needed with either detector.
+dlib is imported when an aligner is made: its HOG detector tells with either one whether a face is upright.
 """
 
 import os

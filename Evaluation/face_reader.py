@@ -32,9 +32,9 @@ FEW_TO_EMBED, MOST_TO_EMBED = 250, 8
 class Face(NamedTuple):
     """A photo's face. photo: (H, W, 3) uint8 RGB. seen: (S, S, 3) uint8 RGB, as the network sees it. embedding:
     (D,) float32 of norm 1. attention: (h, w) float32 0..1, or None. aligned: with landmarks only where its detector
-    needs them (dlib). masked: how sure the mask head is, 0..1; None
-    without a head. quarters: how often the photo was turned by 90 degrees, anticlockwise, to be upright. Of faces read
-    many at a time photo, chip, landmarks, seen and attention are None."""
+    needs them (dlib). masked: how sure the mask head is, 0..1; None without a head. quarters: how often the photo was
+    turned by 90 degrees, anticlockwise, to be upright. Of faces read many at a time photo, chip, landmarks, seen and
+    attention are None."""
 
     path: str
     photo: np.ndarray | None
@@ -146,7 +146,7 @@ class FaceReader:
         """The faces of each photo that are taken, the nearest to its middle first, or why it has none, in order. What
         the cache knows is not read again.
 
-        ``workers``: processes; None: as many as processors may be used, or one for few photos.
+        ``workers``: processes; None: as many as processors may be used, on a CPU 8 at most, or one for few photos.
         """
         paths, answers, taken = [str(path) for path in paths], {}, TAKEN[self.which]
         with tqdm(total=len(paths), desc=desc, unit="photo", disable=len(paths) < 20) as bar:
@@ -186,6 +186,8 @@ class FaceReader:
         self, paths: list[str], workers: int | None = None
     ) -> Iterator[list[tuple[bytes | None, dict, np.ndarray | None]]]:
         """``embed_found`` of some photos at a time; by workers, or what they found by this process."""
+        if not paths:
+            return
         apart = self.embeds_apart()
         if not workers:
             many, most = (FEW_TO_EMBED, MOST_TO_EMBED) if apart else (FEW, usable_processors())

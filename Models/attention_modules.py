@@ -131,8 +131,8 @@ def largest_channel(x: torch.Tensor) -> torch.Tensor:
 def is_compiled() -> bool:
     """Inside torch.compile, where a maximum must remember its place.
 
-    The gradient of amax looks where its input equals the maximum. Compiled, the input is computed anew for that, not
-    rounded to half precision as the maximum was, so that it can equal it nowhere, and the gradient is 0 / 0.
+    The gradient of amax looks where its input equals the maximum. Compiled, the input is computed anew for that, and
+    need not be rounded to half precision as the maximum was: where it equals it nowhere the gradient is 0 / 0.
     """
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 

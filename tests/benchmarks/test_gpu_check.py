@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_check, pack_for_gpu
+from benchmarks import gpu_check, gpu_train, pack_for_gpu
 from benchmarks.gpu_loop import PARTS
 from benchmarks.pack_for_gpu import choose_people, training_options
 from Data_loader.triplets import Index, read_index
@@ -137,3 +137,19 @@ def test_carried_faces_are_trained_on_without_photos(carried, tmp_path):
     checkpoint = load_checkpoint(tmp_path / "best.pt")
     assert checkpoint["train_people"] == read_index(carried[0] / "faces.csv").names
     assert "optimizer" not in checkpoint and checkpoint["model"]["embedding.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("left, runs", [(1000.0, ["trial", "whole"]), (-1.0, ["trial"])])
+def test_where_time_is_short_the_trials_weights_are_kept_and_it_is_said(tmp_path, monkeypatch, left, runs):
+    done = []
+
+    def one_run(plan, batch, epochs, triplets, keep):
+        done.append(keep)
+        return {"seconds": 2.0, "training_seconds": 1.0, "images_per_second": 60.0}
+
+    monkeypatch.setattr(gpu_train, "one_run", one_run)
+    monkeypatch.setattr(gpu_train, "training_options", lambda faces: ("best", []))
+    plan = gpu_train.Plan(torch.device("cpu"), False, tmp_path / "files", tmp_path, gpu_train.time.monotonic() + left)
+    rows = list(gpu_train.train(plan))
+    assert [row["run"] for row in rows] == ["trial", "whole"] and done == [tmp_path / "best.pt"] * len(runs)
+    assert ("left_out" in rows[1]) == (runs == ["trial"])
