@@ -36,6 +36,8 @@ MODEL_NAMES = {
     "landmark model": "shape_predictor_68_face_landmarks.dat",
     "CNN face detector": "mmod_human_face_detector.dat",
 }
+# dlib's HOG detector as its save() writes it. It is read in 2 ms; the one inside dlib's library is unpacked in 350
+HOG_DETECTOR = Path(__file__).with_name("dlib_frontal_face_detector.svm")
 MAX_DETECTION_SIDE = 1600  # px; larger photos are searched for faces on a smaller copy: cost grows with the area
 # of the HOG detector's score, for faces behind masks: of 19 real masks with a best score from here to 0 the CNN saw a
 # face behind 14, at 13 of them where the HOG detector saw it; below, most such boxes are no faces
@@ -125,6 +127,16 @@ def yunet_mark() -> str | None:
         return None
 
 
+def load_hog():
+    """dlib's HOG face detector (Dalal and Triggs 2005; King 2015); the library's own where the file is not to be read."""
+    import dlib
+
+    try:
+        return dlib.fhog_object_detector(str(HOG_DETECTOR))
+    except RuntimeError:
+        return dlib.get_frontal_face_detector()
+
+
 @lru_cache(maxsize=1)
 def load_cnn(path: Path):
     """dlib's CNN face detector (King 2015, "Max-Margin Object Detection"), 0.7 MB. Raises DataError if damaged."""
@@ -186,7 +198,7 @@ class FaceAligner:
             DataError: dlib is not installed; the landmark model or YuNet's is missing, or damaged where it is needed.
         """
         try:
-            import dlib
+            import dlib  # noqa: F401
         except ImportError as error:
             raise DataError(
                 f"dlib is not to be had here ({error}): pip install dlib-bin. Where it cannot be, align the photos on "
@@ -198,7 +210,7 @@ class FaceAligner:
         yunet = find_opencv_model(YUNET_NAMES, YUNET) if detector == "yunet" else None
         self.yunet, self.yunet_mark = yunet and load_yunet(yunet), yunet and yunet.name
         self.cnn_path = Path(predictor_path).with_name(MODEL_NAMES["CNN face detector"])
-        self.detector = dlib.get_frontal_face_detector()
+        self.detector = load_hog()
         self.predictor_path, self.landmarks = find_model(predictor_path), landmarks
         if landmarks or detector == "dlib":
             _ = self.predictor  # what is damaged is told now

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import gc
 import os
 import shutil
 import sys
@@ -67,6 +68,8 @@ def run_script(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # `... | head` closed our output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it ends
         sys.exit(141)
+    finally:
+        gc.freeze()  # or Python, while it ends, looks for garbage in all that torch holds: 0.3 s and more
 
 
 def choose_device(name: str | None = None) -> "torch.device":

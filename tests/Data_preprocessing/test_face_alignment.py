@@ -20,6 +20,7 @@ from Data_preprocessing.boxes import (
 from Data_preprocessing.face_alignment import (
     CHAINS,
     CNN_SIDES,
+    HOG_DETECTOR,
     LENIENT_THRESHOLD,
     MAX_DETECTION_SIDE,
     WHICH,
@@ -28,6 +29,7 @@ from Data_preprocessing.face_alignment import (
     by_place,
     find_model,
     load_cnn,
+    load_hog,
     load_yunet,
 )
 from Data_preprocessing.Make_sample_faces import make_sample_faces
@@ -122,6 +124,19 @@ def test_damaged_models_are_refused(tmp_path):
     cut.write_bytes(b"short")
     with pytest.raises(DataError, match=r"cut\.dat is not a whole face detector"):
         load_cnn(cut)
+
+
+def test_the_hog_detector_of_the_file_is_dlibs_own(tmp_path, monkeypatch):
+    import dlib
+
+    dlib.get_frontal_face_detector().save(str(tmp_path / "own"))
+    assert HOG_DETECTOR.read_bytes() == (tmp_path / "own").read_bytes()
+    for content in (None, b"", HOG_DETECTOR.read_bytes()[:1000]):  # missing or damaged: the library's
+        monkeypatch.setattr(face_alignment, "HOG_DETECTOR", tmp_path / "other")
+        if content is not None:
+            (tmp_path / "other").write_bytes(content)
+        load_hog().save(str(tmp_path / "found"))
+        assert HOG_DETECTOR.read_bytes() == (tmp_path / "found").read_bytes()
 
 
 def test_no_dlib_is_one_sentence(monkeypatch):
