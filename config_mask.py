@@ -94,7 +94,7 @@ config = {
     "tensorboard": False,  # write the figures for TensorBoard as well (pip install tensorboard)
     "save_every": 1,  # epochs between two epoch_NNN.pt
     "keep_last": 3,  # of them, the newest, beside best.pt and last.pt; 0: all
-    "save_every_minutes": 15.0,  # between two writings of last.pt within an epoch; 0: only after epochs
+    "save_every_minutes": 15.0,  # between two writings of last.pt within an epoch; 0: only when its last step is made
 }
 
 # Named changes to the recipe: python train_maskV9.py --recipe NAME. The first is what we would train with today, the

@@ -8,10 +8,10 @@ torchrun --nproc_per_node=4 train_maskV9.py       on four GPUs (see Training/dis
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from config_mask import DEMO
 from Evaluation.scores import evaluate_pairs
 from Models.CBAM_Face_attention_Resnet import frozen_statistics
+from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 from Training import distributed
@@ -51,9 +52,16 @@ TOLD_EVERY = 5.0  # seconds between two readings of loss and hard share for the 
 
 def main(argv=None) -> dict | None:
     args = parse_args(argv)
-    changes = DEMO if args.demo else None
-    config, checkpoint = resumed(args, changes) if args.resume is not None else (config_from_args(args, changes), None)
-    with process_group(args.device) as device, memory_advice(config):
+    changes, checkpoint = DEMO if args.demo else None, None
+    if args.demo and (args.recipe or args.config != "config_mask"):
+        raise DataError("--demo is the recipe V9 in small, on masked faces: leave out --recipe and --config")
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(process_group(args.device))
+        if args.resume is None:
+            config = config_from_args(args, changes)
+        else:
+            config, checkpoint = resumed(args, changes)
+        stack.enter_context(memory_advice(config))
         choose_kernels(config)
         check_processes(config, device)
         if args.demo and is_main():
@@ -78,22 +86,23 @@ def train(
 ) -> dict | None:
     """The run: train an epoch, validate, record, save. Returns what ``TrainingRun.finish`` gives (process 0 only)."""
     loader, sampler = data.train_loader, data.train_loader.batch_sampler
-    learner = make_learner(config, loader, objective, device, checkpoint)
+    learner = make_learner(config, loader, objective, device, checkpoint, run.log)
     progress, position = {"epoch": 0, "best_auc": -1.0, "best_epoch": 0}, Position()
     run.describe(device, loader, data.test_sets, learner.network)
     if is_main():
         run.log(data.overlaps(config))
     if checkpoint:
         progress = restore(checkpoint, learner)
-        position, where = position_of(checkpoint, config, sampler.names)
+        position, where = position_of(checkpoint, data.order, sampler.names)
         run.log(where)
-    progress, anew = begin_best_anew(progress, data.chosen_on(config))
+    another_run = checkpoint is not None and args.run_name not in (None, checkpoint["run_name"])
+    progress, anew = begin_best_anew(progress, data.chosen_on(config), another_run)
     if anew:
         run.log(anew)
 
     def save(position: Position | None = None, improved: bool = False) -> None:
         learner.average_running_statistics()  # the file holds every process's
-        within = None if position is None else saved_position(position, config)
+        within = None if position is None else saved_position(position, data.order)
         mean = {TEACHER_MEAN: objective.teacher.mean.cpu()} if config["teacher_centred"] and objective.teacher else {}
         run.save(training_state(learner, config, progress, data.people, within) | mean, improved)
 
@@ -214,7 +223,7 @@ def train_on_batch(learner: Learner, batch: dict, dataset, tally: Tally) -> None
     """A step on the hard triplets of a batch: none without any, unless there is a teacher, who teaches every image."""
     objective = learner.objective
     with learner.adding_up():
-        with frozen_statistics(learner.model) if learner.pack_to else nullcontext():
+        with frozen_statistics(learner.model) if learner.pack_to else contextlib.nullcontext():
             judged = judge(learner.model, batch, objective)
         hard = find_hard(judged, batch, dataset, learner.model)
         loss, attention = batch_loss(judged, hard, objective)

@@ -1,6 +1,8 @@
 """The loaders that a config describes: training triplets and test faces. Functions; nothing is built on import."""
 
+import json
 import os
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -65,6 +67,7 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
     if how.unmasked_share:
         folders.add(config["notmask_data_path"])
     check_files(faces, *sorted(folders))
+    check_cut(faces_path, config)
     landmarks = None
     if new or (targets_path and how.unmasked_share):
         landmarks = read_landmarks(config["manifest_path"], faces, config["image_size"])
@@ -80,6 +83,24 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
         landmarks=landmarks,
         seed=config["seed"],
     )
+
+
+def check_cut(folder: str | Path, config: dict) -> None:
+    """Raise DataError if Image_processing.py has written beside a ``folder`` of faces that it cut them out otherwise
+    than the config says, as the test faces will be."""
+    name = re.sub(r"_face_(not)?mask(\.tar)?$", "", Path(folder).name)
+    try:
+        made = dict(json.loads(Path(folder).with_name(f"{name}_manifest.json").read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):  # made before that was written, or by something else
+        return
+    wrong = [key for key in ("padding", "detector") if made.get(key, config[key]) != config[key]]
+    if wrong:
+        raise DataError(
+            f"the faces of {folder} were made with {' and '.join(f'{key} {made[key]}' for key in wrong)}, and those "
+            f"tested on would be with {' and '.join(f'{key} {config[key]}' for key in wrong)}: give "
+            f"{' '.join(f'--{key} {made[key]}' for key in wrong)}, or make them anew with "
+            "Data_preprocessing/Image_processing.py"
+        )
 
 
 def check_padding(landmarks: np.ndarray, config: dict) -> None:

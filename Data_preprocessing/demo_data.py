@@ -29,7 +29,9 @@ def prepare_demo(config: dict) -> None:
     print("demo 2/4: setting small photos aside")
     Kill_img.main(["--data_path", raw])
     print("demo 3/4: aligning faces and drawing masks")
-    Image_processing.main(["--data_path", raw, "--image_size", str(config["image_size"]), "--seed", str(seed)])
+    settings = [part for key in ("image_size", "seed", "padding", "detector", "mask_kinds", "predictor_path")
+                for part in (f"--{key}", str(config[key]))]  # fmt: skip
+    Image_processing.main(["--data_path", raw, *settings])
     print("demo 4/4: index of the training faces, pairs of the test photos")
     Make_csv_file_mask.main(["--data_path", config["train_data_path"], "--csv_path", config["train_data_index"]])
     if not Path(pairs).exists():

@@ -152,7 +152,7 @@ def build_network(config: dict, own_weights: bool = True) -> torch.nn.Module:
 def init_from(network: torch.nn.Module, path: str | Path) -> str:
     """Start ``network`` from the weights of a checkpoint; returns a sentence that says how many were taken.
 
-    Parts whose shape differs, such as an embedding layer of another length, or that are not there, stay new. A
+    Of face attention, embedding layer and projection what is not there, or of another shape, stays new. A
     straightener comes along where the trunk has seen faces: it stays before the network while that is trained.
     Raises DataError if the trunk is another one.
     """
@@ -160,8 +160,12 @@ def init_from(network: torch.nn.Module, path: str | Path) -> str:
     weights, own = checkpoint["model"], network.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     new = sorted({key.split(".")[0] for key in own if key not in fitting})
-    if not {"face_attention", "embedding", "projection"}.issuperset(new):
-        raise DataError(f"init_from = {path}: it has another trunk ({', '.join(new)}): choose the same model and cbam.")
+    differing = {".".join(key.split(".")[:2]) for key in (own.keys() | weights.keys()) - fitting.keys()}
+    differing = sorted(
+        name for name in differing if name.split(".")[0] not in ("face_attention", "embedding", "projection")
+    )
+    if differing:
+        raise DataError(f"init_from = {path}: it has another trunk, in {', '.join(differing[:5])}: choose the same.")
     network.load_state_dict(fitting, strict=False)
     keep_straightener(network, checkpoint, path)
     return f"init_from {path}: {len(fitting)} tensors taken, {len(own) - len(fitting)} new ({', '.join(new) or 'none'})"

@@ -20,23 +20,29 @@ def fit_mask_head(
 
     Args:
         unmasked, masked: (N, F) and (M, F) features of faces without and with a mask.
-        people: (N,) whose face it is. The people of every fifth are kept for measuring.
+        people: (N,) whose face it is. A fifth of the people of each kind is kept for measuring.
         masked_people: (M,) likewise; None: the masked faces are the same faces.
 
     Returns:
         weight: (F,) float32 tensor; bias: float; of the people kept: accuracy; recall, the share of masked faces
-        called masked; false_alarms, the share of unmasked faces called so; faces: their number, of each kind.
+        called masked; false_alarms, the share of unmasked faces called so; faces: the number of unmasked ones.
 
     Raises:
-        DataError: under two people.
+        DataError: under two people of a kind.
     """
     from sklearn.linear_model import LogisticRegression  # here, for whoever only applies a head need not wait for it
 
     masked_people = people if masked_people is None else masked_people
-    names = rng.permutation(np.unique(np.concatenate([people, masked_people])))
-    if len(names) < 2:
-        raise DataError("The mask head needs faces of at least two people: one to fit it on and one to measure it on.")
-    kept, kept_masked = (np.isin(each, names[: max(1, len(names) // HELD_OUT)]) for each in (people, masked_people))
+    names, held_out = rng.permutation(np.unique(np.concatenate([people, masked_people]))), []
+    for each in (people, masked_people):
+        own = names[np.isin(names, each)]
+        held_out.extend(own[: max(1, len(own) // HELD_OUT)])
+    kept, kept_masked = (np.isin(each, held_out) for each in (people, masked_people))
+    if kept.all() or kept_masked.all():
+        raise DataError(
+            "The mask head needs faces of at least two people without masks and of two with: one of them to fit it on "
+            "and one to measure it on."
+        )
     faces = np.concatenate([unmasked[~kept], masked[~kept_masked]]).astype(np.float64)
     is_masked = np.repeat([False, True], [(~kept).sum(), (~kept_masked).sum()])
     mean, std = faces.mean(0), faces.std(0)

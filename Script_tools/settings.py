@@ -24,6 +24,7 @@ PATH_KEYS = frozenset({
     "LFW_data_path", "LFW_pairs", "NOTLFW_data_path", "NOTLFW_pairs", "select_pairs", "cache_path", "output_path",
     "predictor_path", "manifest_path", "init_from",
 })  # fmt: skip
+NOT_NEEDED = frozenset({"LFW_data_path", "LFW_pairs"})  # by all scripts: they may be None
 CHOICES = {
     "model": (18, 34, 50, 101, 152),
     "attention": ("none", "free", "supervised"),
@@ -118,11 +119,19 @@ def meanings() -> dict[str, tuple[str, str]]:
 
 
 def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> dict:
-    """The final settings: the chosen config, ``changes``, the named recipe, the command line. Paths are absolute.
-
-    ``changes`` are DEMO, or the whole config of a run that goes on.
+    """The final settings, checked: ``values_from_args``, ``images`` turned into triplets or epochs.
 
     Raises DataError for an unknown config or recipe or a value of the wrong type, naming the right ones.
+    """
+    final = values_from_args(args, changes)
+    check_config(final)
+    return with_length(final, {key for key in LENGTH if getattr(args, key, None) is not None})
+
+
+def values_from_args(args: argparse.Namespace, changes: dict | None = None) -> dict:
+    """The chosen config, ``changes``, the named recipe, the command line, each over the one before. Paths are absolute.
+
+    ``changes`` are DEMO, or the whole config of a run that goes on.
     """
     try:
         chosen = importlib.import_module(args.config).config
@@ -141,14 +150,15 @@ def config_from_args(args: argparse.Namespace, changes: dict | None = None) -> d
         text = getattr(args, key, None)
         if text is not None:
             final[key] = typed(key, text, default)
-    check_config(final)
-    return with_length(final, {key for key in LENGTH if getattr(args, key, None) is not None})
+    return final
 
 
 def with_length(final: dict, given: set[str]) -> dict:
     """The settings with ``images`` turned into the triplets of an epoch, or into epochs where the user has ``given``
-    the triplets; given both, and ``images`` by a recipe, the recipe's do not count."""
+    the triplets; given both, and ``images`` by a recipe, the recipe's do not count. Raises DataError for all three."""
     images, final = final["images"], {**final, "images": None}
+    if given == set(LENGTH):
+        raise DataError("images, epochs and num_train_triplets tell a run's length three times: give two of them")
     if images is None or ("images" not in given and given >= {"epochs", "num_train_triplets"}):
         return final
     if "num_train_triplets" in given:
@@ -218,12 +228,15 @@ def check_config(final: dict) -> None:
             raise DataError(f"{key} = {final[key]!r}: must be from 0 to below 1")
     if final["batch_photos"] < 2:
         raise DataError(f"batch_photos = {final['batch_photos']!r}: a triplet needs two photos of a person")
-    if not final["mask_kinds"] or not set(MASK_KINDS).issuperset(final["mask_kinds"]):
+    if not final["mask_kinds"] or not all(kind in MASK_KINDS for kind in final["mask_kinds"]):
         raise DataError(f"mask_kinds = {final['mask_kinds']!r}: choose one or more of {', '.join(MASK_KINDS)}")
     if final["mining"] == "batch" and final["packed"]:
         raise DataError("packed looks for hard triplets before a step, mining = batch within it: choose one of them")
     if final["teacher"] != "none" and final["packed"]:
         raise DataError("packed leaves out easy triplets, from which a teacher teaches as well: choose one of them")
+    for key in ("seed", "test_seed"):
+        if final[key] >= 2**63:
+            raise DataError(f"{key} = {final[key]}: must be below {2**63}")
     if final["image_size"] < 64:
         raise DataError(f"image_size = {final['image_size']}: the network needs at least 64 px")
     if final["compile"] and final["activation_checkpointing"]:
@@ -250,7 +263,8 @@ def check_trunk(final: dict) -> None:
 def _is_like(key: str, value: object, default: object) -> bool:
     """True if the value has a type that the key can have: a config may be written by hand, or come from a file."""
     if default is None or key in PATH_KEYS:
-        return value is None or type(value) is (str if key in PATH_KEYS else int)
+        none = value is None and (default is None or key in NOT_NEEDED)
+        return none or type(value) is (str if key in PATH_KEYS else int)
     if isinstance(default, float):
         return type(value) in (int, float) and math.isfinite(value)
     return isinstance(value, list | tuple) if isinstance(default, list) else type(value) is type(default)
@@ -259,9 +273,10 @@ def _is_like(key: str, value: object, default: object) -> bool:
 def check_schedule(schedule: list) -> None:
     """Raise DataError unless ``schedule`` is [(0, rate), (later epoch, rate), ...] with positive rates."""
     try:
-        epochs = [int(first) for first, _ in schedule]
-        good = epochs[0] == 0 and all(a < b for a, b in itertools.pairwise(epochs)) and all(r > 0 for _, r in schedule)
-    except (TypeError, ValueError, IndexError):
+        epochs, rates = zip(*schedule, strict=True)
+        good = all(type(epoch) is int for epoch in epochs) and all(0 < rate < math.inf for rate in rates)
+        good = good and epochs[0] == 0 and all(a < b for a, b in itertools.pairwise(epochs))
+    except (TypeError, ValueError):
         good = False
     if not good:
         raise DataError(

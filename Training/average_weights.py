@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Models.checkpoint import BEFORE, load_checkpoint, require, save_checkpoint
+from Models.checkpoint import load_checkpoint, require, save_checkpoint
 from Script_tools.files import DataError, user_path
 from Script_tools.script import ScriptParser, run_script
 from Training.state import FIXED_KEYS, STEP_KEYS, TEACHER_MEAN, differing
@@ -53,7 +53,7 @@ def average(checkpoints: list[dict], names: list[str]) -> dict:
     """
     first = checkpoints[0]
     for name, other in zip(names, checkpoints, strict=True):
-        different = differing(other["config"], {**BEFORE, **first["config"]}, KIND)
+        different = differing(other["config"], first["config"], KIND)
         if different:
             raise DataError(f"{name} is of another kind than {names[0]}: {different}.")
         if ("straightener" in first) != ("straightener" in other):

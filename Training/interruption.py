@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,32 +37,32 @@ class Position(NamedTuple):
     table: np.ndarray | None = None  # (num_train_triplets, 3) int64 mined triplets of the epoch
 
 
-def saved_position(position: Position, config: dict) -> dict:
-    """``position`` in the plain types of a checkpoint, on the CPU, with what its order of triplets was made of."""
+def saved_position(position: Position, order: dict) -> dict:
+    """``position`` in the plain types of a checkpoint, on the CPU, with the ``order_of`` its triplets."""
     # cloned: of a part of a tensor torch.save would write the whole
     waiting = {key: value.cpu().clone() for key, value in (position.waiting or {}).items()}
     table = None if position.table is None else torch.from_numpy(position.table)
     totals = all_sum(position.totals.clone()).cpu()
     plain = position._replace(totals=totals, waiting=waiting, table=table)
-    return {**plain._asdict(), "order": _order(config)}
+    return {**plain._asdict(), "order": order}
 
 
-def position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tuple[Position, str]:
-    """Where in its epoch the run is to go on, and what to tell the user about it.
+def position_of(checkpoint: dict, order: dict, train_people: list[str]) -> tuple[Position, str]:
+    """Where in its epoch the run is to go on, and what to tell the user about it. ``order``: of the triplets now.
 
     If the triplets would come in another order now, the epoch begins anew with the weights as they are.
     """
     with as_written("the checkpoint"):
-        return _position_of(checkpoint, config, train_people)
+        return _position_of(checkpoint, order, train_people)
 
 
-def _position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tuple[Position, str]:
+def _position_of(checkpoint: dict, here: dict, train_people: list[str]) -> tuple[Position, str]:
     saved, epoch = checkpoint.get("position"), checkpoint["progress"]["epoch"] + 1
     if saved is None:
         return Position(), f"Going on after epoch {epoch - 1}."
     if not isinstance(saved, dict):
         raise TypeError(f"position {type(saved).__name__}")
-    there, here = saved["order"], _order(config)
+    there = saved["order"]
     changed = [key for key in here if there.get(key) != here[key]]
     own = checkpoint["train_people"][: len(train_people)]  # behind them stand those that init_from's weights have seen
     changed += ["train_people"] if own != list(train_people) else []
@@ -80,9 +81,12 @@ def _position_of(checkpoint: dict, config: dict, train_people: list[str]) -> tup
     return position, f"Going on in epoch {epoch} after batch {position.batch}."
 
 
-def _order(config: dict) -> dict:
+def order_of(config: dict) -> dict:
+    """What the order of an epoch's triplets is made of. To be asked when the index is read: the file may change, or go,
+    while a run trains."""
+    index = Path(config["train_data_index"])
     order = {key: config[key] for key in ORDER_KEYS}
-    return order | {"processes": world_size(), "train_data_index": fingerprint(config["train_data_index"])}
+    return order | {"processes": world_size(), "train_data_index": fingerprint(index) if index.is_file() else None}
 
 
 class Interruption:
@@ -94,7 +98,7 @@ class Interruption:
     Args:
         save: writes a checkpoint of the run as it is, at this place of the epoch.
         stopped: tells the user of the signal by which the run ended, and how to go on; the number of the signal.
-        minutes: between two checkpoints within an epoch; 0: none, unless a signal comes.
+        minutes: between two checkpoints within an epoch; 0: none but before its validation, or where a signal comes.
         packed: the run trains packed.
     """
 

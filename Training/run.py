@@ -289,6 +289,7 @@ class TrainingRun:
     def finish(self, progress: dict, demo: bool = False) -> dict:
         """Log where everything is and what the best figures mean; returns {"run", "best", "metrics", "checkpoints"}."""
         best = next((row for row in self.rows if int(row["epoch"]) == progress["best_epoch"]), None)
+        best = best if progress["best_auc"] >= 0 else None  # else none was chosen since the best began anew
         lines = [f"Finished after epoch {progress['epoch']}."]
         if best:
             lines.append(f"Best epoch {best['epoch']}: " + ", ".join(f"{p} AUC {best[f'{p}_auc']}" for p in PROTOCOLS))

@@ -1,6 +1,7 @@
 """What a run is made of: its data, network and losses, an epoch's mined triplets, the learning rate of each batch."""
 
 import os
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -29,9 +30,10 @@ from Script_tools.files import DataError
 from Script_tools.workers import keep_freed_memory
 from Training.distributed import gather_rows, normalised_together, rank, world_size
 from Training.doubles import look_alikes, told
+from Training.interruption import order_of
 from Training.learner import Learner
 from Training.optimizer import make_optimizer, rate_share, set_learning_rate
-from Training.state import IDENTITY_FILE, TEACHER_MEAN, names_that_tell_nothing, people_seen
+from Training.state import IDENTITY_FILE, TEACHER_MEAN, differing, names_that_tell_nothing, people_seen
 from Training.step import Objective, half_precision
 from Training.teacher_targets import Teacher
 
@@ -42,6 +44,7 @@ class RunData(NamedTuple):
     train_loader: FaceLoader
     test_sets: dict[str, TestSet]
     people: list[str]  # everyone who is trained on, or was before, and so is in no test set
+    order: dict  # what the order of an epoch's triplets is made of, the index as it was read
 
     @property
     def selection(self) -> str:
@@ -98,6 +101,7 @@ def make_data(config: dict, checkpoint: dict | None) -> RunData:
     """Loader and test sets, each process gets its part of both. Raises DataError where there are no test pairs."""
     part = {"rank": rank(), "world_size": world_size()}
     check_batch_size(config)
+    order = order_of(config)
     train_loader = V9_train_dataloader(config, **part)
     people = people_seen(train_loader.batch_sampler.names, config, checkpoint)
     test_sets = {
@@ -110,7 +114,7 @@ def make_data(config: dict, checkpoint: dict | None) -> RunData:
         raise DataError("LFW_pairs = None: training needs test pairs to choose best.pt by; name a pairs file.")
     for test_set in test_sets.values():
         check_enough(test_set.pairs)
-    return RunData(train_loader, test_sets, people)
+    return RunData(train_loader, test_sets, people, order)
 
 
 def check_processes(config: dict, device: torch.device) -> None:
@@ -131,11 +135,16 @@ def check_batch_size(config: dict) -> None:
 
 
 def make_learner(
-    config: dict, train_loader: FaceLoader, objective: Objective, device: torch.device, checkpoint: dict | None = None
+    config: dict,
+    train_loader: FaceLoader,
+    objective: Objective,
+    device: torch.device,
+    checkpoint: dict | None = None,
+    log: Callable[[str], None] = print,
 ) -> Learner:
-    """The network of the config and its optimizer; ``checkpoint`` as in ``prepare_network``."""
+    """The network of the config and its optimizer; ``checkpoint`` and ``log`` as in ``prepare_network``."""
     torch.manual_seed(config["seed"])
-    network = prepare_network(config, device, checkpoint)
+    network = prepare_network(config, device, checkpoint, log)
     return Learner(
         network,
         make_optimizer(config["optimizer"], network.parameters(), config["momentum"], config["weight_decay"]),
@@ -150,16 +159,19 @@ def make_learner(
     )
 
 
-def prepare_network(config: dict, device: torch.device, checkpoint: dict | None = None) -> nn.Module:
+def prepare_network(
+    config: dict, device: torch.device, checkpoint: dict | None = None, log: Callable[[str], None] = print
+) -> nn.Module:
     """The network of the config on ``device``, as it computes fastest there.
 
-    ``checkpoint``: whose weights will be put back; what the run began with need not be there any more.
+    ``checkpoint``: whose weights will be put back; what the run began with need not be there any more. ``log``: is told
+    what ``init_from`` took over.
     """
     if checkpoint:
         config = config | {"pretrained": False, "init_from": None}
-    network = build_network(config)
+    network = build_network(config, own_weights=not checkpoint)
     if config["init_from"]:
-        print(init_from(network, config["init_from"]))
+        log(init_from(network, config["init_from"]))
     if checkpoint:
         keep_straightener(network, checkpoint, "the checkpoint")
     if config["train_straightener"] and network.straightener is not None:
@@ -190,7 +202,8 @@ def make_objective(
 ) -> Objective:
     """The losses that the config asks for; with a teacher its descriptors, computed now unless they are cached.
 
-    Descriptors are centred with the mean that stands in the ``checkpoint`` gone on from, or in that of ``init_from``.
+    Descriptors are centred with the mean that stands in the ``checkpoint`` gone on from, or, of the same teacher, in
+    that of ``init_from``.
     """
     objective = Objective(
         margin=config["margin"],
@@ -212,9 +225,10 @@ def make_objective(
         half, before = half_precision(device, config["precision"]), checkpoint
         if before is None and config["init_from"]:
             before = load_checkpoint(config["init_from"])
-        mean, descriptors = (before or {}).get(TEACHER_MEAN), teacher_descriptors(config, faces, device)
-        if mean is not None and mean.shape != descriptors.shape[1:]:
-            mean = None  # of another teacher
+        of = ("teacher", "dlib_weight") if config["teacher"] == "both" else ("teacher",)
+        known = before is not None and not differing(config, before["config"], of)  # else it is of another teacher
+        mean = before.get(TEACHER_MEAN) if known else None
+        descriptors = teacher_descriptors(config, faces, device)
         teacher = Teacher(descriptors, config["teacher_centred"], network, half, mean)
         objective = objective._replace(teacher=teacher, teacher_weight=config["teacher_weight"])
     return objective

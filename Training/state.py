@@ -20,7 +20,7 @@ from Models.checkpoint import (
     require,
 )
 from Script_tools.files import DataError
-from Script_tools.settings import config_from_args
+from Script_tools.settings import config_from_args, values_from_args
 from Training.learner import Learner
 
 # settings a run keeps for life: another network, size or optimizer cannot take over weights and optimizer state
@@ -88,15 +88,17 @@ def names_that_tell_nothing(people: list[str], tested: Collection[str]) -> bool:
     return all(map(NUMBERED.fullmatch, people)) and not any(map(NUMBERED.fullmatch, tested))
 
 
-def begin_best_anew(progress: dict, chosen_on: str) -> tuple[dict, str]:
-    """The progress of a run that goes on, and what to tell: AUCs of another selection test cannot be compared with.
+def begin_best_anew(progress: dict, chosen_on: str, another_run: bool = False) -> tuple[dict, str]:
+    """The progress of a run that goes on, and what to tell: AUCs of another selection test cannot be compared with, and
+    the best of another run lies in that one's folder.
 
     ``chosen_on``: what best.pt is chosen on now (``RunData.chosen_on`` of Training/setup.py).
     """
-    if progress.get("chosen_on", chosen_on) == chosen_on:
+    if not another_run and progress.get("chosen_on", chosen_on) == chosen_on:
         return progress | {"chosen_on": chosen_on}, ""
     anew = {"best_auc": -1.0, "best_epoch": progress["epoch"], "chosen_on": chosen_on}
-    return progress | anew, "best.pt is chosen on other pairs or masks than before: the best begins anew."
+    why = "of this run's own epochs" if another_run else "on other pairs or masks than before"
+    return progress | anew, f"best.pt is chosen {why}: the best begins anew."
 
 
 def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict, dict]:
@@ -112,7 +114,7 @@ def resumed(args: argparse.Namespace, changes: dict | None = None) -> tuple[dict
                 f"{option} {name} does not go with --resume: a run goes on with its own settings. To begin a new one "
                 "with its weights: --init_from PATH."
             )
-    output = config_from_args(args, changes)["output_path"]
+    output = values_from_args(args, changes)["output_path"]
     path = args.resume or newest_checkpoint(output, "last.pt")
     if not path:
         raise DataError(
@@ -207,14 +209,14 @@ def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
 
 def check_can_continue(checkpoint: dict, config: dict, path: str | Path) -> None:
     """Raise DataError naming every setting in which ``config`` differs and with which the checkpoint cannot go on."""
-    different = differing(config, {**BEFORE, **checkpoint["config"]}, FIXED_KEYS)
+    different = differing(config, checkpoint["config"], FIXED_KEYS)
     if different:
         raise DataError(f"{path} cannot be continued with other settings: {different}.")
 
 
 def differing(config: dict, there: dict, keys: Iterable[str]) -> str:
     """'key = value, there other; ...' of the keys in which two configs differ; empty where they do not."""
-    config = {**BEFORE, **config}
+    config, there = {**BEFORE, **config}, {**BEFORE, **there}
     return "; ".join(f"{k} = {config.get(k)!r}, there {there.get(k)!r}" for k in keys if config.get(k) != there.get(k))
 
 

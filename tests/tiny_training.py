@@ -41,7 +41,7 @@ class TinyNetwork(nn.Module):
         return embedding, logits if return_logits else logits.sigmoid()
 
 
-def tiny_network(config: dict) -> TinyNetwork:
+def tiny_network(config: dict, own_weights: bool = True) -> TinyNetwork:
     return TinyNetwork(taught=config["teacher"] != "none")
 
 

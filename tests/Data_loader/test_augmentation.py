@@ -21,7 +21,7 @@ from Data_loader.augmentation import (
     tight_photo,
     within,
 )
-from Data_loader.Data_loader_facenet_mask import V9_train_dataloader, check_padding
+from Data_loader.Data_loader_facenet_mask import V9_train_dataloader, check_cut, check_padding
 from Data_preprocessing import pack_faces
 from Data_preprocessing.landmark_file import read_landmarks
 from Data_preprocessing.manifest import read_manifest
@@ -259,6 +259,19 @@ def test_the_map_to_beat_is_the_mean_of_the_targets_that_are_shown(augmented, tm
     dataset = V9_train_dataloader({**augmented, "mask_data_path": str(tmp_path / "nowhere")}).dataset
     shown = [dataset[row, row, row, number]["targets"][0, 0] for number, row in enumerate(range(len(dataset)))]
     assert torch.allclose(dataset.mean_target()[0, 0], torch.stack(shown).float().mean(0) / 255)
+
+
+def test_stored_faces_that_were_cut_out_otherwise_than_the_test_faces_will_be_are_refused(drawn, tmp_path):
+    settings = defaults | {"padding": 0.25}
+    check_cut(drawn / "train_face_mask", settings)
+    for name in ("train_face_mask", "train_face_notmask", "train_face_mask.tar"):
+        with pytest.raises(
+            DataError, match=r"train_face_.* padding 0\.25, .* with padding 0\.625: give --padding 0\.25, or"
+        ):
+            check_cut(drawn / name, settings | {"padding": 0.625})
+    with pytest.raises(DataError, match=r"detector dlib, .* give --detector dlib"):
+        check_cut(drawn / "train_face_mask", settings | {"detector": "yunet"})
+    check_cut(tmp_path / "train_face_mask", settings | {"padding": 0.625})  # nothing is known of these
 
 
 def test_faces_that_were_prepared_with_another_padding_are_refused(drawn):

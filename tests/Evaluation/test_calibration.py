@@ -209,6 +209,11 @@ def test_the_mask_head_finds_what_differs_and_is_measured_on_others():
     assert blind["accuracy"] < 0.75
     with pytest.raises(DataError, match="at least two people"):
         fit_mask_head(features, masked, np.zeros(120), np.random.default_rng(0))
+    for seed in range(8):  # two others in masks: of each kind somebody is held out, and somebody fitted on
+        others = fit_mask_head(features[:30], masked[30:36], people[:30], np.random.default_rng(seed), people[30:36])
+        assert 0 <= others["recall"] <= 1 and others["faces"] == 6
+    with pytest.raises(DataError, match="at least two people"):
+        fit_mask_head(features[:30], masked[30:33], people[:30], np.random.default_rng(0), people[30:33])
 
 
 def test_the_probability_is_the_logistic_function_of_weights_and_bias():

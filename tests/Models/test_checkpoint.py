@@ -9,17 +9,25 @@ import torch
 
 import train_maskV9
 import validate_on_LFW
+from config_mask import config
 from Data_loader.triplets import load_triplets, read_index, table_path, train_index
 from Models import checkpoint as checkpoints
 from Models.CBAM_Face_attention_Resnet import build_model
-from Models.checkpoint import FORMAT, load_checkpoint, network_from_checkpoint, save_checkpoint
+from Models.checkpoint import (
+    FORMAT,
+    build_network,
+    init_from,
+    load_checkpoint,
+    network_from_checkpoint,
+    save_checkpoint,
+)
 from Script_tools.files import DataError
 from tests import tiny_training
 from tests.test_fuzz import INPUTS, SLOW
 from tests.test_train_maskV9 import train
 from tests.Training.test_resume import EACH_STEP, killed_after
 from Training import setup as training_setup
-from Training.interruption import position_of
+from Training.interruption import order_of, position_of
 from Training.learner import Learner
 from Training.optimizer import make_optimizer
 from Training.run import open_run
@@ -155,7 +163,7 @@ def test_whole_checkpoints_with_strange_contents(num, tiny, drawn_options, tmp_p
             network = tiny_training.tiny_network(config)
             optimizer = make_optimizer(config["optimizer"], network.parameters())
             restore(checkpoint, Learner(network, optimizer, Objective(0.5, 10.0), torch.device("cpu")))
-            position_of(checkpoint, config, people)
+            position_of(checkpoint, order_of(config), people)
             with open_run(config, None, checkpoint) as run:
                 assert run.logs.parent == tmp_path / "logs"
         except DataError:
@@ -165,3 +173,22 @@ def test_whole_checkpoints_with_strange_contents(num, tiny, drawn_options, tmp_p
                 assert torch.equal(value, state["model"][key]), number
         assert time.monotonic() - started < SLOW, number
     assert num / 4 < refused < num
+
+
+def test_weights_of_another_trunk_are_refused_also_where_they_have_all_that_is_asked_for(tmp_path):
+    """Of ResNet-34 with CBAM every tensor of ResNet-18 without was taken, and the rest of its trunk left behind."""
+    small = config | {"model": 18, "embedding_dim": 8, "image_size": 64}
+    more = small | {"trunk": "both", "embedding_dim": 256}
+    for has, asks, where in (
+        (small, small | {"cbam": False}, "layer1"),
+        (small | {"cbam": False}, small, "layer1"),
+        (more, more | {"trunk": "dlib", "embedding_dim": 128}, "trunks.sface"),
+    ):
+        weights = build_network(has, own_weights=False).state_dict()
+        save_checkpoint(tmp_path / "one.pt", {"model": weights, "config": has})
+        with pytest.raises(DataError, match=rf"it has another trunk, in .*{where}"):
+            init_from(build_network(asks, own_weights=False), tmp_path / "one.pt")
+        assert "0 new" in init_from(build_network(has, own_weights=False), tmp_path / "one.pt")
+    without = build_network(small | {"attention": "none", "embedding_dim": 16})
+    save_checkpoint(tmp_path / "one.pt", {"model": build_network(small).state_dict(), "config": small})
+    assert "2 new (embedding)" in init_from(without, tmp_path / "one.pt")

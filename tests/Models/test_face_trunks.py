@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from Models import dlib_face_network
 from Models.checkpoint import (
     build_network,
     keep_straightener,
@@ -164,7 +165,7 @@ def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def test_a_straightener_that_is_trained_along_learns_and_goes_on_where_it_was(straightener, tmp_path):
+def test_a_straightener_that_is_trained_along_learns_and_goes_on_where_it_was(straightener, tmp_path, monkeypatch):
     """The optimizer, made before the checkpoint's weights are put back, changes the very ones that are used."""
     settings = config | {"trunk": "dlib", "embedding_dim": 128, "image_size": 80, "optimizer": "adamw"}
     begun, own, begin = build_network(settings), copy.deepcopy(straightener), tmp_path / "begin.pt"
@@ -183,6 +184,7 @@ def test_a_straightener_that_is_trained_along_learns_and_goes_on_where_it_was(st
     save_checkpoint(tmp_path / "last.pt", training_state(learner(network, optimizer), settings, progress, ["somebody"]))
     begin.unlink()  # what it began with need not be there any more
     stored = load_checkpoint(tmp_path / "last.pt")
+    monkeypatch.setattr(dlib_face_network, "find_network", lambda: pytest.fail("its own weights were looked for"))
     again = prepare_network(settings, torch.device("cpu"), stored)
     optimizer_again = make_optimizer("adamw", again.parameters())
     assert restore(stored, learner(again, optimizer_again)) == progress

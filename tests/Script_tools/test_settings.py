@@ -184,12 +184,38 @@ def test_changes_come_between_the_config_and_the_command_line():
         ("--num_train_triplets 50000", 4, 50_000),
         ("--epochs 5 --num_train_triplets 7", 5, 7),
         ("--images 60000", 20, 1000),
-        ("--images 60000 --epochs 2 --num_train_triplets 5000", 4, 5000),
+        ("--images 60000 --num_train_triplets 5000", 4, 5000),
     ],
 )
 def test_the_length_of_a_recipe_is_so_many_images(given, epochs, triplets):
     final = settings("--recipe", "best", *given.split())
     assert (final["epochs"], final["num_train_triplets"], final["images"]) == (epochs, triplets, None)
+
+
+def test_a_length_told_three_times_is_refused():
+    with pytest.raises(DataError, match="three times: give two of them"):
+        settings("--images", "60000", "--epochs", "2", "--num_train_triplets", "5000")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--output_path None",
+        "--train_data_index None",
+        "--learning_rate_schedule [(0.5,0.1)]",
+        "--learning_rate_schedule [('0',0.1)]",
+        "--learning_rate_schedule [(0,1e999)]",
+        "--learning_rate_schedule [(0,'1')]",
+        "--learning_rate_schedule []",
+        "--mask_kinds [['flat']]",
+        "--seed 18446744073709551616",
+        "--test_seed 9223372036854775808",
+    ],
+)
+def test_what_would_end_in_a_traceback_is_one_sentence(given):
+    with pytest.raises(DataError, match=given.split()[0][2:]):
+        settings(*given.split())
+    settings("--seed", str(2**63 - 1), "--learning_rate_schedule", "[(0, 1), (3, 0.5)]")
 
 
 def test_without_anything_to_learn_from_nothing_begins():

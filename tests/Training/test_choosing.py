@@ -13,7 +13,7 @@ from config_mask import RECIPES, config
 from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
 from Evaluation.scores import check_enough
-from Models.checkpoint import load_checkpoint
+from Models.checkpoint import load_checkpoint, save_checkpoint
 from Script_tools.files import DataError
 from tests import tiny_training
 from tests.test_train_maskV9 import train
@@ -74,7 +74,7 @@ def test_where_names_tell_nothing_people_who_look_alike_are_told(tmp_path, monke
     dataset = Faces(train)
     sampler = SimpleNamespace(classes=np.array([0, 0, 1]), names=["n000001", "n000002"])
     loader, test_set = SimpleNamespace(dataset=dataset, batch_sampler=sampler), SimpleNamespace(pairs=pairs)
-    data = RunData(loader, {"lfw": test_set}, sampler.names)
+    data = RunData(loader, {"lfw": test_set}, sampler.names, {})
     settings = config | {"teacher": "both", "padding": 0.625}
     lines = data.overlaps(settings).splitlines()
     assert lines[0] == "people of lfw who are trained on: 1, 2 pairs left out" and "numbers for names" in lines[-2]
@@ -133,15 +133,28 @@ def test_the_best_begins_anew_where_it_is_chosen_otherwise(drawn_options, tmp_pa
     assert "best.pt is chosen on other pairs or masks than before" in log_of(tmp_path, result)
     again = load_checkpoint(last)["progress"]
     assert again["best_epoch"] == 2 and again["chosen_on"] != with_flat["chosen_on"]
+    # nothing is left to train, and best.pt is of before
+    unchosen = train(drawn_options, tmp_path, "--resume", last, "--epochs", "2", "--test_masks", "flat")
+    assert unchosen["best"] is None and log_of(tmp_path, unchosen).count("Best epoch ") == 2
     same = train(drawn_options, tmp_path, "--resume", last, "--epochs", "2", "--test_masks", "black")
-    assert log_of(tmp_path, same).count("the best begins anew") == 1
+    assert log_of(tmp_path, same).count("the best begins anew") == 2
     before = {"epoch": 3, "best_auc": 0.9, "best_epoch": 2}
     assert begin_best_anew(before, "x") == ({**before, "chosen_on": "x"}, "")  # of a checkpoint of before
 
 
+def test_a_run_that_goes_on_under_another_name_has_a_best_of_its_own(drawn_options, tmp_path):
+    """Where no epoch was better than the first run's best, the new one had no best.pt at all."""
+    last = train(drawn_options, tmp_path, "--epochs", "1")["checkpoints"] / "last.pt"
+    state = load_checkpoint(last)
+    save_checkpoint(last, state | {"progress": state["progress"] | {"best_auc": 2.0}})
+    result = train(drawn_options, tmp_path, "--resume", str(last), "--epochs", "2", "--run_name", "on")
+    assert load_checkpoint(result["checkpoints"] / "best.pt")["progress"]["best_epoch"] == 2
+    assert result["best"]["epoch"] == "2" and "of this run's own epochs" in log_of(tmp_path, result)
+
+
 def test_what_it_is_chosen_on_is_also_how_the_masks_are_drawn(monkeypatch):
     pairs = SimpleNamespace(faces=["Ann/1.jpg"], index=np.zeros((1, 2), int), is_same=np.array([True]))
-    data = RunData(None, {"lfw": SimpleNamespace(pairs=pairs)}, [])
+    data = RunData(None, {"lfw": SimpleNamespace(pairs=pairs)}, [], {})
 
     def prints():
         others = {}, {"test_masks": "kinds"}, {"test_seed": 1}
@@ -204,6 +217,14 @@ def test_a_run_that_goes_on_tells_what_is_changed_and_takes_no_recipe(drawn_opti
             train_maskV9.main(["--resume", last, option, name])
     with pytest.raises(DataError, match="detector"):  # AUCs of faces found otherwise are no bar for these
         train_maskV9.main(["--resume", last, "--detector", "yunet"])
+    blends = {"masks": "new", "teacher": "dlib", "triplet_weight": 0.0, "mix": 0.35}
+    before = load_checkpoint(last)
+    save_checkpoint(last, before | {"config": before["config"] | blends})
+    # in the default config it would be wrong
+    changed, _ = resumed(train_maskV9.parse_args(["--resume", last, "--mix", "0.2"]))
+    assert changed["mix"] == 0.2
+    save_checkpoint(last, before)
+    capsys.readouterr()
     config, _ = resumed(train_maskV9.parse_args(["--resume", last, "--epochs", "2", "--images", "36"]))
     assert f"goes on with num_train_triplets = {config['num_train_triplets']}; it was" in capsys.readouterr().out
 
@@ -245,6 +266,23 @@ def test_the_teachers_mean_stays_when_the_faces_change(drawn, drawn_options, tmp
     after = train([*few, "--init_from", str(first)], tmp_path / "after")["checkpoints"]
     assert torch.equal(load_checkpoint(after / "last.pt")["teacher_mean"], mean)
     assert not torch.equal(load_checkpoint(alone / "last.pt")["teacher_mean"], mean)
+    assert "tensors taken" in (tmp_path / "after" / "logs" / after.name / "train.log").read_text()
+
+
+class NoFaces(list):
+    names = ()
+
+
+def test_another_teachers_mean_is_not_taken(monkeypatch):
+    """dlib's and SFace's descriptors have the same length: by that the one was taken for the other."""
+    before = {"config": {"teacher": "dlib"}, "teacher_mean": torch.full((128,), 7.0)}
+    monkeypatch.setattr(training_setup, "load_checkpoint", lambda path: before)
+    monkeypatch.setattr(training_setup, "teacher_descriptors", lambda *args: torch.ones(40, 128))
+    settings = config | {"teacher_centred": True, "init_from": "some.pt", "mining": "random"}
+    loader = SimpleNamespace(batch_sampler=None, dataset=NoFaces())
+    for teacher, taken in (("dlib", 7.0), ("sface", 1.0), ("both", 1.0)):
+        objective = training_setup.make_objective(settings | {"teacher": teacher}, loader, torch.device("cpu"))
+        assert objective.teacher.mean.unique().tolist() == [taken], teacher
 
 
 def test_recipes_have_a_length():

@@ -16,7 +16,7 @@ import torch
 import train_maskV9
 from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
-from Models.checkpoint import load_checkpoint, save_checkpoint
+from Models.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from Script_tools.files import DataError
 from Script_tools.run_lock import BusyError, locked
 from tests import tiny_training
@@ -119,6 +119,31 @@ def test_going_on_in_the_middle_of_an_epoch_changes_nothing(mode, options, tmp_p
     equal(whole, parts)
     log = (parts["metrics"].parent / "train.log").read_text()
     assert log.count("Going on in epoch 1 after batch") == 2 and log.count("Going on in epoch 2 after batch") == 1
+
+
+def test_an_index_may_change_or_go_while_a_run_trains(drawn, drawn_options, tmp_path, monkeypatch):
+    """Their order was made of what was read then: for each checkpoint the file of now was looked at."""
+    index = tmp_path / "faces.csv"
+    header, *rows = (drawn / "train_face_mask.csv").read_text().splitlines(keepends=True)
+    index.write_text("".join([header, *rows]))
+    loss_of, count = train_maskV9.batch_loss, iter(range(1000))
+
+    def batch_loss(*args):
+        number = next(count)
+        if number == 1:
+            index.unlink()
+        return loss_of(*args) if number < 2 else 1 / 0
+
+    monkeypatch.setattr(train_maskV9, "batch_loss", batch_loss)
+    with pytest.raises(ZeroDivisionError):
+        train([*drawn_options, *EACH_STEP, "--train_data_index", str(index)], tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(training_setup, "build_network", tiny_training.tiny_network)
+    assert load_checkpoint(newest_checkpoint(tmp_path, "last.pt"))["position"]["batch"] == 2
+    index.write_text("".join([header, *reversed(rows)]))
+    result = train_maskV9.main(["--resume", "--output_path", str(tmp_path), "--epochs", "1", *device()])
+    log = (result["metrics"].parent / "train.log").read_text()
+    assert "Epoch 1 begins again at its first batch; this has changed: train_data_index" in log
 
 
 @pytest.mark.parametrize("workers", [1, 2])
