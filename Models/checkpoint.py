@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from Models.face_trunks import FaceTrunks
 from Models.straightener import Straightener
@@ -110,10 +111,21 @@ def check_sha256(path: Path) -> None:
         )
 
 
+class NotDrawn(TorchFunctionMode):
+    """Inside, weights that others will replace are not drawn at random: for 26 million that takes a quarter second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", *args[:1])
+        return args[0] if function is torch.Tensor.normal_ else function(*args, **kwargs)
+
+
 def network_from_checkpoint(checkpoint: dict, path: str | Path = "the checkpoint") -> torch.nn.Module:
     """The network of a checkpoint on the CPU in evaluation mode, built from the config inside it; in float32."""
     with as_written(path):
-        network = build_network({**BEFORE, **checkpoint["config"], "pretrained": False}, own_weights=False)
+        with NotDrawn():
+            network = build_network({**BEFORE, **checkpoint["config"], "pretrained": False}, own_weights=False)
         load_weights(network, checkpoint["model"], path)
         put_straightener(network, checkpoint, path)
     return network.eval()
