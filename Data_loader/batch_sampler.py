@@ -68,6 +68,8 @@ def epoch_tables(
     """The table of triplets, or of faces with mining 'batch', of each epoch; keys of the config of the same names."""
     if mining == "batch":
         return partial(grouped_faces, index.classes, num_triplets, batch_photos, seed)
+    if mining == "mined":
+        mode = "new"  # mined ones are handed in: these stand for their number only, and are not worth a file
     if mode == "fixed":
         table = load_triplets(index_path, index.classes, num_triplets, seed, mode)
         return lambda epoch: table

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Script_tools.files import DataError, read_names, replacing
+from Script_tools.files import DataError, read_names, replacing, sha256_of
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
@@ -198,8 +198,7 @@ def table_path(index_path: str | Path, num_triplets: int, seed: int) -> Path:
 def _fingerprint(index_path: str | Path, classes: np.ndarray, num_triplets: int, seed: int) -> str:
     """SHA-256 of all that a fixed table depends on: the index's bytes, the faces used of it, and the settings."""
     digest = hashlib.sha256(f"version {VERSION}, {num_triplets} triplets, seed {seed}\n".encode())
-    with open(index_path, "rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(bytes.fromhex(sha256_of(index_path)))
     digest.update(np.ascontiguousarray(classes, np.int64).tobytes())
     return digest.hexdigest()
 

@@ -1,6 +1,5 @@
 """Checkpoints: written whole, read without executing anything, and a network rebuilt from the file alone."""
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from Models.face_trunks import FaceTrunks
 from Models.straightener import Straightener
-from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.files import DataError, file_errors, sha256_of, write_whole
 
 FORMAT = "V9 checkpoint 1"
 TEACHER_DIMS = {"dlib": 128, "sface": 128, "both": 256}  # numbers of a teacher's descriptors
@@ -102,8 +101,7 @@ def check_sha256(path: Path) -> None:
     if not (listed.is_file() and path.is_file()):
         return
     wanted = (listed.read_text(encoding="utf-8").split() or [""])[0]
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     if found != wanted:
         raise DataError(
             f"{path} is not the file it should be: its SHA-256 is {found}, {listed.name} says {wanted or 'nothing'}. "

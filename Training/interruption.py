@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from Models.checkpoint import as_written
+from Script_tools.files import sha256_of
 from Training.distributed import all_max, all_sum, from_main, world_size
 from Training.epoch_figures import NUM_TOTALS
-from Training.provenance import fingerprint
 
 # of these the order of an epoch's triplets is made: with other values a position in it means nothing
 ORDER_KEYS = ("train_batch_size", "num_train_triplets", "mining", "triplets", "batch_photos", "packed", "seed")
@@ -86,7 +86,7 @@ def order_of(config: dict) -> dict:
     while a run trains."""
     index = Path(config["train_data_index"])
     order = {key: config[key] for key in ORDER_KEYS}
-    return order | {"processes": world_size(), "train_data_index": fingerprint(index) if index.is_file() else None}
+    return order | {"processes": world_size(), "train_data_index": sha256_of(index) if index.is_file() else None}
 
 
 class Interruption:

@@ -1,6 +1,5 @@
 """Where a run's figures come from: command, versions, machine, code and data, for run.json in its folder."""
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -12,16 +11,11 @@ import cv2
 import numpy as np
 import torch
 
+from Script_tools.files import sha256_of
 from Script_tools.settings import ROOT
 
 PACKAGES = ("torchvision", "pillow", "pandas", "scikit-learn", "matplotlib", "dlib-bin")
 GIT_PATIENCE = 10.0  # s; on a slow network disk git may look at every file
-
-
-def fingerprint(path: str | Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_start(device: torch.device, index_path: str | Path, faces: int, people: int) -> dict:
@@ -45,7 +39,7 @@ def describe_start(device: torch.device, index_path: str | Path, faces: int, peo
         "git_commit": commit,
         "git_dirty": None if changes is None else bool(changes),
         "index": str(index_path),
-        "index_sha256": fingerprint(index_path),
+        "index_sha256": sha256_of(index_path),
         "faces": faces,
         "people": people,
     }

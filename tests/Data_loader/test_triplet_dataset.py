@@ -97,6 +97,11 @@ def test_an_epoch_is_the_whole_table_in_another_order(config):
     assert loader.dataset.names[4] == "p1/04.jpg"
 
 
+def test_where_triplets_are_mined_no_table_is_stored_that_nobody_reads(config, tmp_path):
+    loader = V9_train_dataloader({**config, "mining": "mined"})
+    assert len(loader) == 5 and not list(tmp_path.glob("*.npz"))
+
+
 def test_new_mode_draws_other_triplets_each_epoch(config):
     loader = V9_train_dataloader({**config, "triplets": "new"})
     first, second, again = (
