@@ -170,7 +170,11 @@ def no_photos(data_path: str | Path, people: int, left: Counter, deeper: str | N
     text = f"There are no photos ({PHOTO_KINDS}) in the {where} of {data_path}"
     if deeper:
         text += f"; they lie one folder deeper: did you mean {Path(data_path, deeper)}?"
-    return DataError(f"{text}. {left_out(left)}" if left else f"{text}.")
+    text += f". {left_out(left)}" if left else "."
+    aside = f"{os.path.realpath(data_path)}_killed"
+    if os.path.isdir(aside):
+        text += f" Photos that were set aside lie in {aside}: Kill_img.py --restore puts them back."
+    return DataError(text)
 
 
 def left_out(left: Mapping[str, int]) -> str:

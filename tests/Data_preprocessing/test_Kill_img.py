@@ -152,6 +152,22 @@ def test_min_size(data):
             run(data, "--min_size", wrong)
 
 
+def test_where_all_photos_were_set_aside_it_says_where_they_are(tmp_path):
+    photo(tmp_path / "photos" / "ann" / "small.jpg", 20, 20)
+    run(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"There are no photos .* lie in .*photos_killed: .* --restore puts them back"):
+        run(tmp_path / "photos")
+
+
+def test_what_a_system_has_left_is_nothing_to_restore(tmp_path, capsys):
+    photo(tmp_path / "photos" / "ann" / "good.jpg")
+    (tmp_path / "photos_killed").mkdir()
+    (tmp_path / "photos_killed" / ".DS_Store").touch()
+    assert run(tmp_path / "photos", "--restore") == {"restored": 0, "failed": 0}
+    assert "There is nothing to restore; " in capsys.readouterr().out
+    assert (tmp_path / "photos_killed" / ".DS_Store").exists()
+
+
 @pytest.mark.parametrize("options", [("--restore", "--delete"), ("--delete", "--dry_run"), ("--dry_run", "--restore")])
 def test_options_that_exclude_each_other(data, options):
     with pytest.raises(SystemExit) as stop:
