@@ -191,7 +191,8 @@ def check_photo(photo: str, data_path: Path, min_size: int) -> Verdict:
     except OSError as error:
         # with an errno the system has refused the file, without one Pillow does not know what it is
         return Verdict(photo, None, None, UNREADABLE if error.errno is None else NO_ACCESS)
-    except Image.DecompressionBombError:  # larger than Pillow will decode, so not small; Image_processing.py reports it
+    # larger than Pillow will decode, so not small, or than memory is now; Image_processing.py reports it
+    except (Image.DecompressionBombError, MemoryError):
         return Verdict(photo, None, None, "")
     except Exception:  # decoders raise many kinds: SyntaxError, ValueError, struct.error, DecompressionBombError, ...
         return Verdict(photo, None, None, UNREADABLE)

@@ -204,14 +204,15 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
     path, journal, now = manifest.with_suffix(".json"), manifest.with_suffix(".journal"), settings.how()
     shards = shard_files(manifest), shard_files(manifest, ".journal")
     begun = any(part.exists() for part in (manifest, journal, *itertools.chain(*shards)))
-    if not begun:
-        path.unlink(missing_ok=True)  # what it tells of is gone
     try:
         was = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:  # nothing was made yet, or before this was written down
         was = {"drawing": 1} if begun else {}
     except (OSError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): remove it, if the faces were made as asked now") from error
+    if was and not was.keys() & now.keys():
+        raise DataError(f"{path} was not written by this script, which keeps there how faces are made: move it away")
+    was = was if begun else {}  # or what it tells of is gone
     # a machine without dlib has no landmark model, and makes nothing
     now = {key: was.get(key) if value is None else value for key, value in now.items()}
     other = [key for key, value in now.items() if was.get(key, value) != value]

@@ -128,7 +128,7 @@ def yunet_mark() -> str | None:
 
 
 def load_hog():
-    """dlib's HOG face detector (Dalal and Triggs 2005; King 2015); the library's own where the file is not to be read."""
+    """dlib's HOG face detector (Dalal and Triggs 2005); the library's own copy where the file cannot be read."""
     import dlib
 
     try:

@@ -617,6 +617,14 @@ def test_faces_made_otherwise_are_refused_and_a_cache_is_made_anew(key, was, now
     assert engine(data, tmp_path / "out")[0]["ok"] == 12
 
 
+def test_another_file_of_the_name_stays(tmp_path, no_dlib):
+    data, own = make_photos(tmp_path / "set", people=1), tmp_path / "set_manifest.json"
+    own.write_text('{"photos": "mine"}')
+    with pytest.raises(DataError, match=r"set_manifest\.json was not written by this script"):
+        run(data, tmp_path)
+    assert own.read_text() == '{"photos": "mine"}'
+
+
 def test_faces_of_before_it_was_written_down_how_are_of_the_first_drawing(tmp_path, no_dlib):
     data, how = make_photos(tmp_path / "set"), {"mask_kinds": ("cloth",)}
     for folder in ("cache", "out"):
