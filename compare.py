@@ -3,9 +3,10 @@
 A folder in place of one photo: the people in it (one sub-folder each, or one photo each) who are nearest to the other.
 Two folders: the person of the second who is nearest to each photo of the first; --json has the nearest few. With
 --face all likewise for each face of photos or folders, such as photos of groups.
-Exit code: 0 the same person (of two folders: all), 10 different people, 20 no answer (nearer than strangers mostly are,
-but not near enough; no face, no photo, or a checkpoint without thresholds, which Evaluation/calibration.py adds), 2
-wrong arguments. Without --checkpoint: the newest best.pt if it has thresholds, or else the shipped network.
+Exit code: 0 the same person, 10 different people (everybody in the folder is another one), 20 no answer (nearer than
+strangers mostly are, but not near enough; no face, no photo, or a checkpoint without thresholds, which
+Evaluation/calibration.py adds), 2 wrong arguments; of two folders, or with --face all, 0 or 10 where it is so of all.
+Without --checkpoint: the newest best.pt if it has thresholds, or else the shipped network.
 """
 
 import argparse
@@ -72,8 +73,8 @@ def compare_with_folder(
 def compare_folders(
     comparer: Comparer, probes: Path, folder: Path, nearest: int, cache: FaceCache | None = None
 ) -> dict:
-    """The reports on the people of ``folder`` nearest to each face of ``probes``; "verdict" is 'same' if all are. Each
-    is a folder, or a photo."""
+    """The reports on the people of ``folder`` nearest to each face of ``probes``; "verdict" is 'same', or
+    'different', if all are. Each is a folder, or a photo."""
     queries, gallery = read_gallery(comparer, probes, cache), read_gallery(comparer, folder, cache)
     reports, skipped = [], list(queries.skipped)
     for query in queries.faces:
@@ -83,12 +84,13 @@ def compare_folders(
             skipped.append(str(error))
     if not reports:
         raise NoAnswer(f"{probes}: not one of its photos can be compared. {' '.join(skipped[:1])}".rstrip())
+    verdicts = {report["verdict"] for report in reports} | ({None} if skipped else set())
     return {
         "probes": reports,
         "probes_skipped": skipped,
         "photos_skipped": gallery.skipped,
         "files_left_out": dict(Counter(queries.left) + Counter(gallery.left)),
-        "verdict": "same" if {report["verdict"] for report in reports} == {"same"} and not skipped else None,
+        "verdict": verdicts.pop() if verdicts in ({"same"}, {"different"}) else None,
     }
 
 
@@ -116,9 +118,13 @@ def in_words(report: dict) -> str:
         return "no verdict"
     if report["verdict"] == "different":
         return "different people"
-    if report["verdict"] == "unclear":
-        return f"cannot tell (1 in {round(1 / report['strangers_that_would_pass']):,} strangers is as near)"
-    return f"same person (1 in {round(1 / report['strangers_that_would_pass']):,} strangers would pass)"
+    rate = f"{at_most(report)}1 in {round(1 / report['strangers_that_would_pass']):,} strangers"
+    return f"cannot tell ({rate} is as near)" if report["verdict"] == "unclear" else f"same person ({rate} would pass)"
+
+
+def at_most(report: dict) -> str:
+    """'at most ' before the checkpoint's lowest rate: how far below it a smaller distance is was not measured."""
+    return "at most " if report["strangers_that_would_pass"] == report["lowest_far"] else ""
 
 
 def headline(report: dict) -> str:
@@ -193,20 +199,25 @@ def describe(report: dict) -> str:
         lines += [describe_face(report["second"]), f"distance {report['distance']:.3f}", in_words(report)]
     if deciding["verdict"] is None:
         return "\n".join([*lines, NO_THRESHOLDS])
+    photos = report.get("photos_searched", 1)
+    too_loose = deciding["threshold_far"] * photos > report.get("far", 1) * (1 + 1e-9)
     passing = share(deciding["threshold_tar"], deciding["threshold_tar_most"])
     beyond = share(*deciding["one_person_beyond"])
+    passes = (
+        f"same up to {deciding['threshold']:.3f}, where 1 in {round(1 / deciding['threshold_far']):,} strangers "
+        f"passes, and {passing} of the pairs of one person do; "
+    )
     lines.append(
-        f"({SIDES[deciding['protocol']]}: same up to {deciding['threshold']:.3f}, where 1 in "
-        f"{round(1 / deciding['threshold_far']):,} strangers passes, and {passing} of the pairs of one person do; "
-        f"different beyond {deciding['different_beyond']:.3f}, where {beyond} of them are)"
+        f"({SIDES[deciding['protocol']]}: {'' if too_loose else passes}different beyond "
+        f"{deciding['different_beyond']:.3f}, where {beyond} of the pairs of one person are)"
     )
     of = report.get("thresholds_of", "other people")
     lines.append(f"(measured on {of}; where two shares stand, by the set of people)")
     if "nearest" in report:
-        photos, far = report["photos_searched"], deciding["strangers_that_would_pass"]
-        if far:
-            lines.append(f"Of {photos} photos of strangers about {photos * far:.2g} are as near by chance.")
-        if deciding["threshold_far"] * photos > report["far"] * (1 + 1e-9):
+        if far := deciding["strangers_that_would_pass"]:
+            by_chance = f"{at_most(deciding)}about {photos * far:.2g}"
+            lines.append(f"Of {photos} photos of strangers {by_chance} are as near by chance.")
+        if too_loose:
             lines.append(
                 f"To name one of {photos} photos at 1 in {round(1 / report['far']):,}, a threshold for 1 in "
                 f"{round(photos / report['far']):,} strangers is needed; the checkpoint's lowest is 1 in "

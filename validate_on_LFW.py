@@ -21,7 +21,7 @@ from Evaluation.scores import AS_IS, PROTOCOLS, evaluate_lfw, format_table, pair
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
 from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import ROOT, add_config_arguments, config_from_args
 from Training.distributed import gather_rows, is_main, main_first, process_group, rank, world_size
 
 __all__ = ["evaluate_lfw", "main"]  # the function is known by this script's name
@@ -42,7 +42,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="pairs in LFW's format (default: what create_pairs.py made of --data_path, or else LFW_pairs)",
     )
     parser.add_argument(
-        "--picture", metavar="PATH", help="ROC picture (default: ROC_images/<run>/<checkpoint>_<data>.png)"
+        "--picture",
+        metavar="PATH",
+        help="ROC picture (default: ROC_images/<run>/<checkpoint>_<data>.png, <data>_<masks> unless flat)",
     )
     parser.add_argument(
         "--pictures",
@@ -53,7 +55,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         "of the distances (default: into a folder named like the ROC picture)",
     )
     parser.add_argument("--html", metavar="FILE", help="write figures and pictures as one page to look at, as well")
-    parser.add_argument("--as_is", action="store_true", help="draw no masks: the photos show real ones")
+    parser.add_argument(
+        "--as_is", action="store_true", help="draw no masks: the photos show real ones (--test_masks as_is)"
+    )
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON as well")
     parser.add_argument("--average_flip", action="store_true", help="average a face's embedding and its mirror image's")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is a GPU)")
@@ -69,7 +73,8 @@ def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tu
         return args.data_path or config["LFW_data_path"], args.pairs_path or beside
     chosen = config
     if args.LFW_data_path is None and args.LFW_pairs is None and not Path(config["LFW_pairs"]).exists():
-        chosen = trained_with  # such as the drawn people of the demo
+        # such as the drawn people of the demo; the shipped network's are relative, as in the config
+        chosen = {key: path and str(ROOT / path) for key, path in trained_with.items() if key.startswith("LFW_")}
     return chosen["LFW_data_path"], chosen["LFW_pairs"]
 
 
@@ -103,10 +108,11 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict | None:
     settings = {**config, **same, "LFW_data_path": data_path, "LFW_pairs": pairs_path}
     if args.as_is:
         settings["test_masks"] = "as_is"
+    masks = settings["test_masks"]
     with main_first():
         test_set = LFWestMask_dataloader(settings, checkpoint["train_people"], rank(), world_size())
     aligned = time.perf_counter()
-    protocols = AS_IS if args.as_is else PROTOCOLS
+    protocols = AS_IS if masks == "as_is" else PROTOCOLS
     distances = pair_distances(model, test_set, device, args.average_flip, protocols, gather_rows)
     if not is_main():
         return None
@@ -114,7 +120,7 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict | None:
     print(format_table(summaries))
     print(f"aligning or reading the cache took {aligned - start:.1f} s, scoring {time.perf_counter() - aligned:.1f} s")
 
-    name = f"{path.stem}_{Path(data_path).name}{'_as_is' if args.as_is else ''}"
+    name = f"{path.stem}_{Path(data_path).name}{'' if masks == 'flat' else f'_{masks}'}"
     picture = args.picture or Path(config["output_path"], "ROC_images", path.parent.name, f"{name}.png")
     plot_roc(evaluations, picture, title=f"{path.parent.name}, {path.name} on {Path(data_path).name}")
     print(f"ROC picture: {picture}")
@@ -125,10 +131,10 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict | None:
         shown += write_pictures(model, test_set, distances, best, protocols, folder, device)
         print(f"hardest pairs and histograms of the distances: {folder}")
     if args.html:
-        facts = {"network": path, "photos": data_path, "pairs": pairs_path, "masks": settings["test_masks"]}
+        facts = {"network": path, "photos": data_path, "pairs": pairs_path, "masks": masks}
         write_page(args.html, f"{path.name} tested on {Path(data_path).name}", facts, summaries, shown)
         print(f"page: {args.html}")
-    report = {"checkpoint": str(path), "protocols": summaries}
+    report = {"checkpoint": str(path), "masks": masks, "protocols": summaries}
     if args.json:
         with file_errors(args.json):
             write_whole(args.json, json.dumps(report, indent=2) + "\n")

@@ -28,7 +28,15 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Data_preprocessing.photo_files import LOOSE, left_out, leftover_folders, person_folders, split_files, survey
+from Data_preprocessing.photo_files import (
+    LOOSE,
+    is_person_name,
+    left_out,
+    leftover_folders,
+    person_folders,
+    split_files,
+    survey,
+)
 from Data_preprocessing.photo_size import read_size
 from Script_tools.files import DataError, file_errors, replacing
 from Script_tools.run_lock import locked, refuse_if_held
@@ -156,7 +164,7 @@ def restore(data_path: str | Path) -> Counter:
 
 def _restore(places: Places) -> Counter:
     counts, problems = Counter(restored=0, failed=0), []
-    people = person_folders(places.killed) if os.listdir(places.killed) else []
+    people = sorted(filter(is_person_name, next(os.walk(places.killed))[1]))
     for photo in _photos(places.killed, people, Counter(), problems):
         try:
             _move(places.killed / photo, places.data / photo)
@@ -168,7 +176,8 @@ def _restore(places: Places) -> Counter:
         _remove_empty(places.killed / person)
     _settle(places)
     _remove_empty(places.killed)
-    print(f"restored {counts['restored']} photos to {places.data}; list: {places.list}")
+    done = f"restored {counts['restored']} photos to {places.data}" if counts.total() else "There is nothing to restore"
+    print(f"{done}; list: {places.list}")
     if places.killed.is_dir():
         print(f"{counts['failed']} could not be restored; {places.killed} is not empty and stays.")
     print(*problems, sep="\n", end="\n" if problems else "")
@@ -182,7 +191,8 @@ def check_photo(photo: str, data_path: Path, min_size: int) -> Verdict:
     except OSError as error:
         # with an errno the system has refused the file, without one Pillow does not know what it is
         return Verdict(photo, None, None, UNREADABLE if error.errno is None else NO_ACCESS)
-    except Image.DecompressionBombError:  # larger than Pillow will decode, so not small; Image_processing.py reports it
+    # larger than Pillow will decode, so not small, or than memory is now; Image_processing.py reports it
+    except (Image.DecompressionBombError, MemoryError):
         return Verdict(photo, None, None, "")
     except Exception:  # decoders raise many kinds: SyntaxError, ValueError, struct.error, DecompressionBombError, ...
         return Verdict(photo, None, None, UNREADABLE)

@@ -7,10 +7,11 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -62,6 +63,8 @@ def process_photo(source: str, face: str, settings: AlignmentSettings) -> Manife
         row = row._replace(reason=error.strerror or type(error).__name__)
     except DataError as error:
         row = row._replace(reason=one_line(error.__cause__ or error))
+        if isinstance(error.__cause__, MemoryError):  # the photo may be whole: the next run tries again
+            row = row._replace(source_crc32=None)
     else:
         aligner = aligner_for(settings.predictor_path, settings.image_size, settings.padding, settings.detector)
         row, images = align_and_mask(photo, row, settings, aligner)
@@ -79,10 +82,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(re.sub(r"<_io\.BytesIO object at \w+>", "", text).split())
 
 
-def face_names(data_path: Path, person: str, sources: Iterable[str]) -> dict[str, str]:
+def face_names(
+    data_path: Path, person: str, sources: Iterable[str], given: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """Output name 'person/stem.jpg' of each photo 'person/file' of a person, and of those ``sources`` that are gone.
 
     The second and later files of one stem (a.jpg, a.png) keep their suffix (a.png.jpg), so nothing is overwritten.
+    ``given``: the names that the person's photos have in the manifest, those that are gone too; they keep them.
     """
     files = {source.split("/", 1)[1] for source in sources}
     if (data_path / person).is_dir():
@@ -90,13 +96,16 @@ def face_names(data_path: Path, person: str, sources: Iterable[str]) -> dict[str
     firsts = {}
     for file in sorted(files):
         firsts.setdefault(os.path.splitext(file)[0], file)
-    names = {file: f"{stem}.jpg" for stem, file in firsts.items()}
-    for file in sorted(files - set(names)):
-        name = f"{file}.jpg"
-        while name in names.values():  # there is a photo a.png.jpg as well
-            name = f"{name}.jpg"
-        names[file] = name
-    return {f"{person}/{file}": f"{person}/{name}" for file, name in names.items()}
+    wanted = {file: f"{stem}.jpg" for stem, file in firsts.items()}
+    wanted |= {file: f"{file}.jpg" for file in sorted(files - set(wanted))}
+    names, taken = dict(given), set(given.values())
+    for file, name in wanted.items():
+        if f"{person}/{file}" not in names:
+            while f"{person}/{name}" in taken:  # there is a photo a.png.jpg as well
+                name = f"{name}.jpg"
+            names[f"{person}/{file}"] = f"{person}/{name}"
+            taken.add(f"{person}/{name}")
+    return names
 
 
 class Summary:
@@ -195,14 +204,15 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
     path, journal, now = manifest.with_suffix(".json"), manifest.with_suffix(".journal"), settings.how()
     shards = shard_files(manifest), shard_files(manifest, ".journal")
     begun = any(part.exists() for part in (manifest, journal, *itertools.chain(*shards)))
-    if not begun:
-        path.unlink(missing_ok=True)  # what it tells of is gone
     try:
         was = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:  # nothing was made yet, or before this was written down
         was = {"drawing": 1} if begun else {}
     except (OSError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): remove it, if the faces were made as asked now") from error
+    if was and not was.keys() & now.keys():
+        raise DataError(f"{path} was not written by this script, which keeps there how faces are made: move it away")
+    was = was if begun else {}  # or what it tells of is gone
     # a machine without dlib has no landmark model, and makes nothing
     now = {key: was.get(key) if value is None else value for key, value in now.items()}
     other = [key for key, value in now.items() if was.get(key, value) != value]
@@ -252,9 +262,13 @@ def todo(
 ) -> Iterator[tuple[str, str]]:
     """Yield (source, face) of the photos to do and count the others; lists one person's photos and images at a time,
     for a question about each file takes long on a network disk."""
+    with_face = {}
+    for source, row in done.items():
+        if row.face:
+            with_face.setdefault(source.split("/", 1)[0], []).append(source)
     for person, group in itertools.groupby(photos, key=lambda source: source.split("/", 1)[0]):
-        sources = list(group)
-        names = face_names(settings.data_path, person, sources)
+        sources, given = list(group), {source: done[source].face for source in with_face.get(person, ())}
+        names = face_names(settings.data_path, person, sources, given)
         there = [faces_in(folder, person) for folder in settings.outputs[:3]]
         made = set.intersection(*there)
         for source in sources:

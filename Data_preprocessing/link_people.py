@@ -7,7 +7,6 @@ every step takes the folder of links as it would take the photos. Started again,
 """
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Data_preprocessing.photo_files import is_person_name
+from Data_preprocessing.photo_files import is_person_name, split_files
 from Script_tools.files import DataError, file_errors, read_names, user_path
 from Script_tools.script import ScriptParser, run_script
 
@@ -34,7 +33,7 @@ def main(argv=None) -> Counter:
     args = parse_args(argv)
     data_path, out_dir, counts = user_path(args.data_path), user_path(args.out_dir), Counter()
     people = read_identity(args.identity)
-    there = {entry.name for entry in os.scandir(data_path)} if data_path.is_dir() else set()
+    there = set(split_files(data_path)[0]) if data_path.is_dir() else set()
     if not there.intersection(people):
         raise DataError(f"{data_path} has none of the {len(people):,} photos that {args.identity} names.")
     made = set()

@@ -13,9 +13,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.packed_faces import is_pack
 from Data_preprocessing.photo_files import person_folders, photos_of, survey
-from Script_tools.files import DataError, file_errors, user_path, write_whole
+from Script_tools.files import DataError, file_errors, refuse_to_replace, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
+
+COLUMNS = ["id", "name", "class"]
 
 
 def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
@@ -27,8 +29,10 @@ def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
         What was written: id (file name without .jpg), name (of the person), class (int64, 0..C-1 by sorted name).
 
     Raises:
-        DataError: missing folder, no sub-folders, no .jpg file in any, or a name that no CSV file can hold.
+        DataError: missing folder, no sub-folders, no .jpg file in any, a name that no CSV file can hold, or another
+            file than an index at ``csv_path``.
     """
+    refuse_to_replace(csv_path, ",".join(COLUMNS), "--csv_path")
     if is_pack(data_path):
         raise DataError(f"{data_path} is a pack: give the folder it was made of, whose index is the pack's too")
     names, ids, counts = [], [], []
@@ -45,7 +49,7 @@ def make_csv(data_path: str | Path, csv_path: str | Path) -> pd.DataFrame:
             "with Data_preprocessing/Image_processing.py"
         )
     classes = np.repeat(np.arange(len(names)), counts)
-    table = pd.DataFrame({"id": ids, "name": np.repeat(np.array(names, object), counts), "class": classes})
+    table = pd.DataFrame(dict(zip(COLUMNS, (ids, np.repeat(np.array(names, object), counts), classes), strict=True)))
     try:
         write_whole(csv_path, table.to_csv(index=False, lineterminator="\n"))
     except UnicodeEncodeError as error:

@@ -46,10 +46,10 @@ class ManifestRow(NamedTuple):
     """What became of one photo.
 
     source: 'person/file'. status: ok, no_face or unreadable; reason: why not ok. source_crc32: CRC-32 of the photo's
-    bytes; None where they could not be read: the next run tries again. Of ok photos also: face, the name
-    'person/stem.jpg' in the three folders. num_faces that the detector found. landmarks (68, 2) float32, chip pixels,
-    two decimals. box: left, top, right, bottom of the white part of the attention target, chip pixels, right and
-    bottom exclusive. kind and colour (r, g, b) of the mask.
+    bytes; None where they could not be read, or memory was short: the next run tries again. Of ok photos also: face,
+    the name 'person/stem.jpg' in the three folders. num_faces that the detector found. landmarks (68, 2) float32, chip
+    pixels, two decimals. box: left, top, right, bottom of the white part of the attention target, chip pixels, right
+    and bottom exclusive. kind and colour (r, g, b) of the mask.
     """
 
     source: str

@@ -72,10 +72,13 @@ def main(argv=None) -> dict[Path, int]:
     for folder in folders:
         if folder not in there:
             print(f"note: there is no folder {folder}")
-    made = {}
+    made, packs = {}, {}
     for folder in there:
-        output = user_path(args.output) if args.output else folder.parent
-        path = output / f"{folder.name}{SUFFIX}"
+        path = (user_path(args.output) if args.output else folder.parent) / f"{folder.name}{SUFFIX}"
+        if path in packs:
+            raise DataError(f"{packs[path]} and {folder} would both become {path}: give each an --output of its own")
+        packs[path] = folder
+    for path, folder in packs.items():
         made[path] = pack_folder(folder, path, args.anew)
     return made
 

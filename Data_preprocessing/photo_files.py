@@ -133,9 +133,8 @@ def photos_in(folder: Path) -> tuple[list[tuple[str, Path]], Counter]:
         entries += [(person, folder / person / name) for name in names]
         left += others
     if not entries:
-        raise DataError(
-            f"{folder} holds no photos ({PHOTO_KINDS}), and no folders with photos. {left_out(left)}".rstrip()
-        )
+        text = f"{folder} holds no photos ({PHOTO_KINDS}), and no folders with photos."
+        raise DataError(" ".join(filter(None, (text, left_out(left), set_aside(folder)))))
     return entries, left
 
 
@@ -170,7 +169,14 @@ def no_photos(data_path: str | Path, people: int, left: Counter, deeper: str | N
     text = f"There are no photos ({PHOTO_KINDS}) in the {where} of {data_path}"
     if deeper:
         text += f"; they lie one folder deeper: did you mean {Path(data_path, deeper)}?"
-    return DataError(f"{text}. {left_out(left)}" if left else f"{text}.")
+    return DataError(" ".join(filter(None, (f"{text}.", left_out(left), set_aside(data_path)))))
+
+
+def set_aside(data_path: str | Path) -> str:
+    """'Photos that were set aside lie in ...', or '' if none were."""
+    aside = f"{os.path.realpath(data_path)}_killed"
+    there = os.path.isdir(aside)
+    return f"Photos that were set aside lie in {aside}: Kill_img.py --restore puts them back." if there else ""
 
 
 def left_out(left: Mapping[str, int]) -> str:

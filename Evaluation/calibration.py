@@ -88,14 +88,24 @@ def _half(key: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def mask_head_of(sources: list[Source], rng: np.random.Generator) -> dict:
-    """The mask head of all sources' faces, drawn masks and worn ones."""
+    """The mask head of all sources' faces, drawn masks and worn ones.
+
+    Raises DataError where it misses most masks of the people kept for measuring, or takes most bare faces for masked.
+    """
     features, people = ({side: [] for side in SIDES} for _ in range(2))
     for source in sources:
         for side in SIDES:
             features[side].append(source.read[side].features)
             people[side].append(np.array([f"{source.name}/{name}" for name in source.people[side]]))
     features, people = ({side: np.concatenate(part) for side, part in each.items()} for each in (features, people))
-    return fit_mask_head(features["unmasked"], features["masked"], people["unmasked"], rng, people["masked"])
+    head = fit_mask_head(features["unmasked"], features["masked"], people["unmasked"], rng, people["masked"])
+    if not (head["recall"] >= 0.5 and head["false_alarms"] <= 0.5):
+        raise DataError(
+            f"The mask head sees {head['recall']:.0%} of the masks, and takes {head['false_alarms']:.0%} of the bare "
+            f"faces for masked ones, on {head['faces']} faces of other people than it was fitted on: by it thresholds "
+            "would be taken for the wrong faces, so nothing was written. Give more people (--data_path, --real)."
+        )
+    return head
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -111,7 +121,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="FOLDER",
         help="photos of people really masked and not, one folder per person, with a table labels.csv: photo,wears",
     )
-    parser.add_argument("--test_masks", metavar="MASKS", help="that are drawn, as in the config (default: kinds)")
+    parser.add_argument(
+        "--test_masks", metavar="MASKS", help="that are drawn, as in the config; not as_is (default: kinds)"
+    )
     parser.add_argument("--people", metavar="FILE", help="text file, one name a line: only these people's folders")
     parser.add_argument(
         "--photos_per_person", type=int, default=10, metavar="N", help="at most so many (default: %(default)s)"
@@ -136,6 +148,11 @@ def main(argv=None) -> dict:
         raise DataError("--half drops what a run needs to go on: give another file as --output.")
     if args.photos_per_person < 1:
         raise DataError(f"--photos_per_person {args.photos_per_person}: must be 1 or more")
+    if args.test_masks == "as_is":
+        raise DataError(
+            "--test_masks as_is draws no mask: thresholds of masked faces would be those of bare ones. Name folders of "
+            "really masked people by --real; masks are drawn on the people of --data_path (kinds)."
+        )
     path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])
     print(f"network {path}", flush=True)
     checkpoint = load_checkpoint(path)

@@ -73,6 +73,7 @@ class Comparer(FaceReader):
             "threshold_far": verdict.decided_far,
             "threshold_tar": verdict.tar,
             "threshold_tar_most": verdict.tar_most,
+            "lowest_far": self.thresholds[protocol][-1]["far"],
             "distance_by_threshold": report["distance"] / self.limit(protocol),
             "different_beyond": verdict.apart,
             "one_person_beyond": list(verdict.missed),
@@ -128,17 +129,25 @@ def read_gallery(comparer: Comparer, source: Path, cache: FaceCache | None) -> G
 
 
 def search(comparer: Comparer, query: Face, gallery: Gallery, nearest: int) -> dict:
-    """The report on the people of a gallery nearest to ``query``. Raises NoAnswer if nobody is there."""
+    """The report on the people of a gallery nearest to ``query``; "different" only where everybody there is.
+
+    Masked and bare faces lie apart differently, so people come by verdict: same, unclear, different; then by distance,
+    as a share of the threshold. Raises NoAnswer if nobody is there.
+    """
     gallery = gallery.without(query.path)
     if not gallery.faces:
         raise NoAnswer(f"{query.path}: not one of the photos to search in has a face to compare with.")
     distances = np.linalg.norm(gallery.embeddings - query.embedding, axis=1)
-    if comparer.thresholds and comparer.head:  # faces with and without masks lie apart differently
-        masked = np.array([face.seems_masked for face in gallery.faces])
-        limits = [comparer.limit(protocol_of(query.seems_masked, side)) for side in (False, True)]
-        distances = distances / np.where(masked, limits[1], limits[0])
+    called = np.zeros(len(distances))  # 0 the same person, 1 unclear, 2 different
+    if comparer.thresholds and comparer.head:
+        side = np.array([face.seems_masked for face in gallery.faces], int)
+        protocols = [protocol_of(query.seems_masked, masked) for masked in (False, True)]
+        ends = [decide(0.0, comparer.thresholds[p], comparer.far, len(gallery.faces)) for p in protocols]
+        for limits in ([end.limit if end.same else -1.0 for end in ends], [end.apart for end in ends]):
+            called += distances > np.take(limits, side)
+        distances = distances / np.take([comparer.limit(protocol) for protocol in protocols], side)
     order = []
-    for number in np.argsort(distances, kind="stable").tolist():
+    for number in np.lexsort((distances, called)).tolist():
         if gallery.people[number] not in {found["person"] for found in order}:
             face = gallery.faces[number]
             judged = comparer.compare(query, face, len(gallery.faces))

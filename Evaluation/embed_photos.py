@@ -22,11 +22,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.find_face import NoAnswer
-from Data_preprocessing.photo_files import is_photo_name, left_out, photos_in
+from Data_preprocessing.photo_files import OTHER, is_photo_name, left_out, photos_in, why_not_taken
 from Evaluation.face_cache import open_cache
 from Evaluation.face_reader import Face, FaceReader, add_reader_arguments
 from Models.checkpoint import SHIPPED
-from Script_tools.files import DataError, file_errors, read_names, replacing, user_path, write_whole
+from Script_tools.files import (
+    DataError,
+    file_errors,
+    read_names,
+    refuse_to_replace,
+    replacing,
+    user_path,
+    write_whole,
+)
 from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import add_config_arguments, config_from_args
 from Script_tools.workers import keep_freed_memory
@@ -57,6 +65,7 @@ def main(argv=None) -> tuple[Path, Path]:
     beside = source.with_suffix("") if source.is_file() else source
     name = str(user_path(args.output)) if args.output else f"{beside}_faces"
     npz, table = (Path(f"{name.removesuffix('.npz')}.{kind}") for kind in ("npz", "csv"))
+    refuse_to_replace(table, ",".join(COLUMNS), "--output")
     device = choose_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()  # 1.1 to 1.4 times as many faces a second (measured on one core)
@@ -85,6 +94,8 @@ def photos_to_embed(source: Path) -> tuple[list[tuple[str, Path]], str]:
         raise DataError(f"There is no folder, list or photo {source}.")
     if is_photo_name(source.name):
         return [("", source)], ""
+    if (kind := why_not_taken(source.name)) != OTHER:
+        raise DataError(f"{source}: {kind}")
     paths = [source.parent / name for name in read_names(source)]
     return [(path.parent.name, path) for path in paths], ""
 
@@ -94,6 +105,7 @@ def write_npz(path: Path, people: list[str], answers: list[list[Face] | NoAnswer
     found = [(person, faces) for person, faces in zip(people, answers, strict=True) if not isinstance(faces, NoAnswer)]
     rows = [(person, face) for person, faces in found for face in faces]
     if not rows:
+        path.unlink(missing_ok=True)  # of an earlier run: its faces are not those of the table
         raise DataError(f"Not one of the {len(answers)} photos has a face; why: {table}.")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(

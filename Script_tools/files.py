@@ -131,6 +131,21 @@ def write_whole(path: str | Path, data: bytes | str, tidy: bool = True, to_disk:
             raise
 
 
+def refuse_to_replace(path: str | Path, header: str, option: str) -> None:
+    """Raise DataError if a file at ``path`` is somebody's own: a table that may be replaced begins with ``header``.
+
+    ``option`` chooses another file.
+    """
+    if not Path(path).is_file():
+        return
+    with file_errors(path), open(path, encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline(len(header) + 2).rstrip("\n")
+    if first not in ("", header):
+        raise DataError(
+            f"{path} was not written by this script, whose tables begin with {header}: name another by {option}."
+        )
+
+
 @contextmanager
 def file_errors(path: str | Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
     """Turn a full disk, or a folder without write permission, into a DataError that says where and what to do.

@@ -33,6 +33,16 @@ class ScriptParser(argparse.ArgumentParser):
     def __init__(self, description: str, usage: str = "%(prog)s [options]"):
         super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=as_written)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does, but an empty value, such as a shell's unset variable, is an error: a script must not work
+        on its default folders in place of those that were meant."""
+        args = list(sys.argv[1:] if args is None else args)
+        for before, value in zip(["", *args], args, strict=False):
+            option = before if value == "" else value.removesuffix("=")
+            if value == "" or (value.startswith("--") and value.endswith("=")):
+                self.error(f"{option if option.startswith('--') else 'an argument'} is empty (an unset variable?)")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """End the script with exit code 2."""
         near, unread = [], []

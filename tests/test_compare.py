@@ -75,7 +75,7 @@ def test_the_threshold_decides_and_the_verdict_says_who_would_pass(drawn, write_
     distance = run(first, second, checkpoint=write_checkpoint())["distance"]
     for loose, strictest, words, code in (
         (distance * 1.01, distance * 0.99, "cannot tell (1 in 100 strangers is as near)", 20),
-        (distance * 1.02, distance * 1.01, "same person (1 in 1,000 strangers would pass)", 0),
+        (distance * 1.02, distance * 1.01, "same person (at most 1 in 1,000 strangers would pass)", 0),
         (distance * 0.99, distance * 0.5, "different people", 10),
     ):
         report = run(first, second, checkpoint=write_checkpoint("t", thresholds=thresholds(loose, strictest)))
@@ -127,30 +127,81 @@ def test_which_faces_seem_masked_chooses_the_protocol(write_checkpoint):
         assert comparer.compare(*faces, 50)["distance_by_threshold"] == report["distance_by_threshold"]
 
 
-def test_people_are_ranked_by_their_own_protocols_thresholds(write_checkpoint, tmp_path):
-    """Masked faces lie nearer to each other: at 0.6 an unmasked one is the likelier of the two."""
-    entries = {"thresholds": {**thresholds(1.0, 0.9), "cross": rows(0.5, 0.4)}}
-    comparer = compare.Comparer(
-        write_checkpoint("ranks", **entries), config["predictor_path"], torch.device("cpu"), 1e-2
-    )
+@pytest.fixture
+def comparer(write_checkpoint):
+    """Same up to 0.9, different beyond 1, whoever wears a mask; at 1 in 1,000."""
+    path = write_checkpoint("comparer", thresholds=thresholds(1.0, 0.9))
+    return compare.Comparer(path, config["predictor_path"], torch.device("cpu"))
+
+
+@pytest.fixture
+def at(tmp_path):
+    """A function that makes a face at a distance from that at 0."""
     (tmp_path / "x").touch()
     aligned = AlignedFace(None, None, (0, 0, 9, 9), 1, None, "hog")
 
-    def at(distance, masked):
+    def face(distance, masked):
         angle = 2 * np.arcsin(distance / 2)
         end = np.array([np.cos(angle), np.sin(angle)], np.float32)
         return Face(str(tmp_path / "x"), None, aligned, None, end, None, masked)
 
-    faces = [at(0.6, 0.1), at(0.55, 0.9), at(0.7, 0.1), at(0.9, 0.1)]
-    gallery = Gallery(
-        ["a", "b", "a", "c"], faces, [(0, n) for n in range(4)], np.stack([f.embedding for f in faces]), [], {}
-    )
+    return face
+
+
+def gallery_of(people, faces):
+    return Gallery(list(people), faces, [(0, n) for n in range(len(faces))], np.stack([f.embedding for f in faces]),
+                   [], {})  # fmt: skip
+
+
+def test_people_are_ranked_by_their_own_protocols_thresholds(comparer, at):
+    """Masked faces lie nearer to each other: at 0.6 an unmasked one is the likelier of the two."""
+    comparer.thresholds = {"unmasked": rows(1.0, 0.9), "cross": rows(0.5, 0.4)}
+    comparer.far = 1e-2
+    gallery = gallery_of("abac", [at(0.6, 0.1), at(0.55, 0.9), at(0.7, 0.1), at(0.9, 0.1)])
     report = search(comparer, at(0.0, 0.1), gallery, 5)
     assert [found["person"] for found in report["nearest"]] == ["a", "c", "b"]
     assert [round(found["distance"], 2) for found in report["nearest"]] == [0.6, 0.9, 0.55]
     comparer.thresholds = None
     report = search(comparer, at(0.0, 0.1), gallery, 2)
     assert [found["person"] for found in report["nearest"]] == ["b", "a"]
+
+
+def test_somebody_who_is_not_different_comes_before_all_who_are(comparer, at):
+    """By their shares of the 1-in-1,000 limit the different one came first, and decided for all."""
+    comparer.thresholds = {"unmasked": rows(0.95, 0.5), "cross": rows(0.6, 0.55)}
+    faces = [at(0.61, 0.9), at(0.9, 0.1), at(1.5, 0.1), at(1.4, 0.1)]
+    found = search(comparer, at(0.0, 0.1), gallery_of("abbc", faces), 5)
+    assert [(one["person"], one["verdict"]) for one in found["nearest"]] == [
+        ("b", "unclear"),
+        ("a", "different"),
+        ("c", "different"),
+    ]
+    assert found["verdict"] == "unclear"
+    alone = search(comparer, at(0.0, 0.1), gallery_of("a", faces[:1]), 5)
+    assert alone["verdict"] == "different"
+
+
+def test_odds_that_are_bounds_are_told_as_bounds(comparer, at):
+    """Of ten that are searched nobody is called the same at a rate of 1 in 1,000, and 1 in 1,000 is the lowest."""
+    report = search(comparer, at(0.0, 0.1), gallery_of("abcdefghij", [at(0.1 + n / 10, 0.1) for n in range(10)]), 5)
+    faces = {"first": at(0.0, 0.1).record(), "checkpoint": "x", "photos_skipped": [], "files_left_out": {}}
+    said = compare.describe({**report, **faces})
+    assert "cannot tell (at most 1 in 1,000 strangers is as near)" in said and "same up to" not in said
+    assert "Of 10 photos of strangers at most about 0.01 are as near" in said and "To name one of 10" in said
+    pair = {**comparer.compare(at(0.0, 0.1), at(0.95, 0.1)), "second": at(0.95, 0.1).record()}
+    said = compare.describe({**pair, **faces})
+    assert "cannot tell (1 in 100 strangers is as near)" in said and "same up to 0.900" in said
+
+
+@pytest.mark.parametrize(("second", "verdict"), [(0.1, "different"), (1.5, None)])
+def test_faces_that_are_all_different_are_told_so(comparer, at, monkeypatch, second, verdict):
+    """Two photos of two people, with --face all, had no verdict."""
+    probes, folder = gallery_of("ab", [at(0.0, 0.1), at(second, 0.1)]), gallery_of("c", [at(1.5, 0.1)])
+    monkeypatch.setattr(compare, "read_gallery", lambda _, source, __: probes if source == "probes" else folder)
+    report = compare.compare_folders(comparer, "probes", "folder", 5)
+    assert report["verdict"] == verdict
+    probes.skipped.append("no face")
+    assert compare.compare_folders(comparer, "probes", "folder", 5)["verdict"] is None
 
 
 def test_two_folders_give_each_photo_its_nearest(drawn, strict, tmp_path, capsys):
@@ -311,7 +362,7 @@ def test_the_nearest_people_of_a_folder_are_those_with_the_nearest_photo(drawn, 
     assert "To name one" not in capsys.readouterr().out
     assert "broken.jpg cannot be read" in out
     assert "searched: 3 people, 6 photos; without an answer: 1 photos" in out
-    assert "Of 6 photos of strangers about 0.006 are as near by chance." in out
+    assert "Of 6 photos of strangers at most about 0.006 are as near by chance." in out
     assert run(people, query, "--nearest", "2", checkpoint=strict) == report  # the folder may come first
 
 

@@ -509,16 +509,38 @@ def test_what_changed_is_made_again(tmp_path, no_dlib):
     assert not list(out.glob("*/p0/1.jpg")) and read_manifest(out / "set_manifest.csv")["p0/1.jpg"].face == ""
 
 
-def test_a_photo_gets_the_name_that_another_had(tmp_path, no_dlib):
+def test_a_photo_that_memory_was_short_for_is_tried_again(tmp_path, no_dlib, monkeypatch):
     data, out = tmp_path / "set", tmp_path / "out"
-    write_photo(data / "p" / "a.png", 90)
-    run(data, out)
+    write_photo(data / "p" / "a.jpg", 90)
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", no_memory)
+        assert run(data, out) == (0, 0, 1)
+    assert run(data, out) == (1, 0, 0)
+
+
+def test_a_photo_keeps_the_name_that_its_face_got(tmp_path, no_dlib):
+    """That of one that was set aside went to another of its stem, whose own face stayed as a second copy."""
+    data, out = tmp_path / "set", tmp_path / "out"
+    write_photo(data / "p" / "a.jpeg", 90)
     write_photo(data / "p" / "a.jpg", 200)
     run(data, out)
+    before = tree(out)
+    (data / "p" / "a.jpeg").rename(tmp_path / "aside.jpeg")
+    assert run(data, out) == (1, 0, 0) and tree(out) == before
+    write_photo(data / "p" / "a.JPG", 150)  # before all others in sorted order
+    assert run(data, out) == (2, 0, 0)
+    (tmp_path / "aside.jpeg").rename(data / "p" / "a.jpeg")
+    no_dlib.clear()
+    assert run(data, out) == (3, 0, 0) and not no_dlib
+    faces = {"p/a.jpeg": ("p/a.jpg", 90), "p/a.jpg": ("p/a.jpg.jpg", 200), "p/a.JPG": ("p/a.jpg.jpg.jpg", 150)}
     rows = read_manifest(out / "set_manifest.csv")
-    assert (rows["p/a.jpg"].face, rows["p/a.png"].face) == ("p/a.jpg", "p/a.png.jpg")
-    assert read_photo(out / "set_face_notmask" / "p" / "a.jpg")[0, 0, 0] > 150
-    assert read_photo(out / "set_face_notmask" / "p" / "a.png.jpg")[0, 0, 0] < 120
+    assert {source: row.face for source, row in rows.items()} == {source: face for source, (face, _) in faces.items()}
+    for face, shade in faces.values():
+        assert abs(int(read_photo(out / "set_face_notmask" / face)[0, 0, 0]) - shade) < 20
 
 
 def test_content_is_compared_when_asked(tmp_path, no_dlib):
@@ -593,6 +615,14 @@ def test_faces_made_otherwise_are_refused_and_a_cache_is_made_anew(key, was, now
     assert face.read_bytes() == b"a face of this run"
     outputs.manifest.unlink()  # all images anew, as the message says
     assert engine(data, tmp_path / "out")[0]["ok"] == 12
+
+
+def test_another_file_of_the_name_stays(tmp_path, no_dlib):
+    data, own = make_photos(tmp_path / "set", people=1), tmp_path / "set_manifest.json"
+    own.write_text('{"photos": "mine"}')
+    with pytest.raises(DataError, match=r"set_manifest\.json was not written by this script"):
+        run(data, tmp_path)
+    assert own.read_text() == '{"photos": "mine"}'
 
 
 def test_faces_of_before_it_was_written_down_how_are_of_the_first_drawing(tmp_path, no_dlib):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from Data_preprocessing import Kill_img
+from Data_preprocessing.photo_files import photos_in
 from Script_tools.files import DataError
 from tests.conftest import ROOT
 
@@ -150,6 +151,34 @@ def test_min_size(data):
     for wrong in ("0", "-5"):
         with pytest.raises(DataError, match="min_size"):
             run(data, "--min_size", wrong)
+
+
+def test_where_all_photos_were_set_aside_it_says_where_they_are(tmp_path):
+    photo(tmp_path / "photos" / "ann" / "small.jpg", 20, 20)
+    run(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"There are no photos .* lie in .*photos_killed: .* --restore puts them back"):
+        run(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"holds no photos .* --restore puts them back"):
+        photos_in(tmp_path / "photos")
+
+
+def test_a_photo_that_memory_was_short_for_stays(tmp_path, monkeypatch):
+    photo(tmp_path / "photos" / "ann" / "good.jpg")
+
+    def no_memory(_):
+        raise MemoryError
+
+    monkeypatch.setattr(Kill_img, "read_size", no_memory)
+    assert run(tmp_path / "photos")["kept"] == 1
+
+
+def test_what_a_system_has_left_is_nothing_to_restore(tmp_path, capsys):
+    photo(tmp_path / "photos" / "ann" / "good.jpg")
+    (tmp_path / "photos_killed").mkdir()
+    (tmp_path / "photos_killed" / ".DS_Store").touch()
+    assert run(tmp_path / "photos", "--restore") == {"restored": 0, "failed": 0}
+    assert "There is nothing to restore; " in capsys.readouterr().out
+    assert (tmp_path / "photos_killed" / ".DS_Store").exists()
 
 
 @pytest.mark.parametrize("options", [("--restore", "--delete"), ("--delete", "--dry_run"), ("--dry_run", "--restore")])
@@ -292,6 +321,7 @@ def test_killed_in_the_middle_and_started_again(data, moves_before_death, then):
 import os, sys
 sys.path.insert(0, {str(SCRIPT.parents[1])!r})
 from Data_preprocessing import Kill_img
+from Data_preprocessing.photo_files import photos_in
 move, left = Kill_img._move, {moves_before_death}
 def dying_move(source, target):
     global left

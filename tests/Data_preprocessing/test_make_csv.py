@@ -78,6 +78,17 @@ def test_same_bytes_again_and_written_whole(faces, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["faces", "index.csv"]
 
 
+def test_another_table_of_that_name_stays(faces):
+    path = faces.with_name("faces.csv")
+    path.write_text("photo,taken\n1.jpg,Rome\n")
+    with pytest.raises(DataError, match=r"faces\.csv was not written by this script.* another by --csv_path"):
+        main(["--data_path", str(faces)])
+    assert path.read_text() == "photo,taken\n1.jpg,Rome\n"
+    path.write_bytes(b"\xef\xbb\xbfid,name,class\r\nold,ann,0\r\n")  # an index that an editor has saved
+    main(["--data_path", str(faces)])
+    assert path.read_text(encoding="utf-8") == LINES
+
+
 def test_bad_folders_are_clear_errors(tmp_path):
     with pytest.raises(DataError, match=r"no folder .*--demo"):
         make_csv(tmp_path / "nowhere", tmp_path / "x.csv")

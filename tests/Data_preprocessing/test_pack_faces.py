@@ -67,6 +67,13 @@ def test_a_pack_that_is_there_is_kept_and_changed_faces_are_noticed(faces, tmp_p
         pack(*again)
 
 
+def test_two_folders_of_one_name_are_not_packed_into_one_file(faces, tmp_path):
+    other, packs = write_faces(tmp_path / "other" / "faces", NAMES[:2]), tmp_path / "packs"
+    with pytest.raises(DataError, match=r"/faces and .*/other/faces would both become .*/packs/faces\.tar"):
+        pack("--data_path", faces, other, "--output", packs, "--anew")
+    assert not packs.exists()
+
+
 def test_broken_faces_are_counted_and_named_and_nothing_is_packed(faces, tmp_path):
     data = (faces / NAMES[0]).read_bytes()
     (faces / NAMES[0]).write_bytes(data[: len(data) // 2])

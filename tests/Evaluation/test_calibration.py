@@ -310,3 +310,14 @@ def test_the_script_refuses_what_would_lose_a_run_or_the_shipped_network(checkpo
             calibration.main(["--output_path", str(checkpoint_path.parent)])
     with pytest.raises(DataError, match="--photos_per_person 0"):
         calibration.main(["--checkpoint", str(checkpoint_path), "--photos_per_person", "0"])
+    with pytest.raises(DataError, match=r"as_is draws no mask: .* --real"):
+        calibration.main(["--checkpoint", str(checkpoint_path), "--test_masks", "as_is"])
+
+
+def test_a_mask_head_that_tells_nothing_is_refused():
+    """Of faces on which no mask was drawn it was stored, and called every face bare."""
+    faces, people = unit_rows(np.random.default_rng(6), 60), np.repeat(np.arange(30), 2)
+    with pytest.raises(DataError, match=r"sees 0% of the masks, .* nothing was written"):
+        calibration.mask_head_of([source_of(faces, faces, people)], np.random.default_rng(0))
+    masked = faces + 3 * np.eye(8, dtype=np.float32)[0]
+    assert calibration.mask_head_of([source_of(faces, masked, people)], np.random.default_rng(0))["recall"] == 1

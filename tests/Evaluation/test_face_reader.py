@@ -314,6 +314,26 @@ def test_a_list_of_photos_or_one_will_do_and_none_is_said(people, reader, tmp_pa
         run(tmp_path, people / "nothing.jpg")
 
 
+def test_a_photo_of_another_kind_is_not_taken_for_a_list(tmp_path):
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=r"x\.heic: HEIC photos: convert them to JPEG first"):
+        run(tmp_path, tmp_path / "x.heic")
+
+
+def test_another_table_of_that_name_stays(people, reader, tmp_path):
+    (tmp_path / "people_faces.csv").write_text("name,size\nann,3\n")
+    with pytest.raises(DataError, match=r"people_faces\.csv was not written by this script.* another by --output"):
+        run(tmp_path, people)
+    assert (tmp_path / "people_faces.csv").read_text() == "name,size\nann,3\n"
+
+
+def test_no_older_embeddings_stay_beside_a_table_without_faces(people, reader, tmp_path):
+    (people / "empty_faces.npz").write_bytes(b"of an earlier run")
+    with pytest.raises(DataError, match="Not one of"):
+        run(tmp_path, people / "empty")
+    assert (people / "empty_faces.csv").exists() and not (people / "empty_faces.npz").exists()
+
+
 def test_a_name_that_is_not_utf_8_is_written(people, reader, tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
     photos_of(people)[0].rename(people / name)
