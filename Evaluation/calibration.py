@@ -34,6 +34,7 @@ from Script_tools.script import ScriptParser, choose_device, run_script
 from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args
 
 KEPT_KEYS = ("model", "config", "progress", "train_people", "run_name", "metrics", "teacher_mean")  # by --half
+HARDLY = 0.6  # of faces that a mask head calls right, half of them masked: guessing gets 0.5
 SETTINGS = (  # those of config_mask.py that are read here
     "LFW_data_path cache_path output_path predictor_path test_seed test_batch_size num_workers seed"
 ).split()
@@ -90,7 +91,7 @@ def _half(key: str, value: torch.Tensor) -> torch.Tensor:
 def mask_head_of(sources: list[Source], rng: np.random.Generator) -> dict:
     """The mask head of all sources' faces, drawn masks and worn ones.
 
-    Raises DataError where it misses most masks of the people kept for measuring, or takes most bare faces for masked.
+    Raises DataError where it is hardly better than guessing on the people kept for measuring.
     """
     features, people = ({side: [] for side in SIDES} for _ in range(2))
     for source in sources:
@@ -99,7 +100,7 @@ def mask_head_of(sources: list[Source], rng: np.random.Generator) -> dict:
             people[side].append(np.array([f"{source.name}/{name}" for name in source.people[side]]))
     features, people = ({side: np.concatenate(part) for side, part in each.items()} for each in (features, people))
     head = fit_mask_head(features["unmasked"], features["masked"], people["unmasked"], rng, people["masked"])
-    if not (head["recall"] >= 0.5 and head["false_alarms"] <= 0.5):
+    if head["accuracy"] < HARDLY:
         raise DataError(
             f"The mask head sees {head['recall']:.0%} of the masks, and takes {head['false_alarms']:.0%} of the bare "
             f"faces for masked ones, on {head['faces']} faces of other people than it was fitted on: by it thresholds "
