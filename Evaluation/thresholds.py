@@ -12,7 +12,7 @@ FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 # pairs were independent. Pairs that share a face are not, so a rate from few people is worth less than that.
 MIN_FALSE_ACCEPTS = 10
 # A rate is promised where this many times fewer strangers pass: on other people of the same set, whom nothing was
-# measured on, up to 2.5 times as many passed (12 people against 11 others; benchmarks/odds.py)
+# measured on, up to 2.8 times as many passed (12 people against 11 others; benchmarks/odds.py)
 MARGIN = 2
 LEAST_STRANGERS = math.ceil(MIN_FALSE_ACCEPTS * MARGIN / FARS[0])
 BLOCK_PAIRS = 1 << 23  # whose distances are computed at once: about 300 MB

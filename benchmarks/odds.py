@@ -91,7 +91,7 @@ def table(rows: list[dict]) -> str:
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        once = f"{round(1 / row['passed']):,}" if row["passed"] else f"over {row['strangers']:,}"
+        once = f"{round(1 / row['passed']):,}" if row["passed"] else f"none of {row['strangers']:,}"
         lines.append(
             f"| {row['people']} | {row['protocol']} | {round(1 / row['promised']):,} | {row['passed']:.3%} | {once} | "
             f"{row['times']:.2f} | {row['same']:.1%} |"

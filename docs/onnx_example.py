@@ -42,17 +42,21 @@ def main(network: str, detector_path: str, *paths: str) -> float:
     """Prints what strangers' distances say of the two photos'; returns their distance."""
     session = onnxruntime.InferenceSession(network)
     about = session.get_modelmeta().custom_metadata_map
-    if not {"five_points", "thresholds"}.issubset(about):
-        sys.exit(f"{network} has no five points (its detector is dlib's) or no thresholds (Evaluation/calibration.py)")
+    if not {"five_points", "thresholds"}.issubset(about) or "mask" not in {out.name for out in session.get_outputs()}:
+        sys.exit(
+            f"{network}: no five points (its detector is dlib's), thresholds or mask head (Evaluation/calibration.py)"
+        )
     detector, size = cv2.FaceDetectorYN.create(detector_path, "", (0, 0), 0.6), int(about["image_size"])
     faces = [face_of(path, detector, size, np.array(json.loads(about["five_points"]))) for path in paths]
     images = (np.stack(faces).transpose(0, 3, 1, 2).astype(np.float32) - float(about["mean"])) / float(about["std"])
-    embeddings, _, masked = session.run(None, {"images": images})
-    embeddings += session.run(None, {"images": np.ascontiguousarray(images[..., ::-1])})[0]  # and the mirror images'
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings, masked = session.run(["embedding", "mask"], {"images": images})
+    thresholds = json.loads(about["thresholds"])
+    if thresholds["average_flip"]:  # and the mirror images', where they were averaged for the thresholds
+        embeddings += session.run(["embedding"], {"images": np.ascontiguousarray(images[..., ::-1])})[0]
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     distance = float(np.linalg.norm(embeddings[0] - embeddings[1]))
     protocol = ("unmasked", "cross", "masked")[int((masked > 0.5).sum())]
-    for row in json.loads(about["thresholds"])[protocol]:
+    for row in thresholds[protocol]:
         said = "nearer than all but" if distance < row["distance"] else "not nearer than"
         print(f"{protocol}, {distance:.3f}: {said} 1 in {1 / row['far']:,.0f} strangers ({row['distance']:.3f})")
     return distance

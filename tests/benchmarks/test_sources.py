@@ -1,11 +1,13 @@
 """The three sources: pairs of all photos by what is worn, lost pairs as errors, rows of a made-up network."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import odds, small_real, sources
-from benchmarks.sources import pairs_of_all, score_real, with_lost
+from benchmarks.sources import pairs_of_all, score_pairs, score_real, with_lost
 from config_mask import config
 from Data_preprocessing.align_photos import process_photos
 from Data_preprocessing.Make_sample_faces import make_sample_faces
@@ -56,6 +58,26 @@ def test_lost_pairs_count_as_the_worst_errors():
     assert with_lost(is_same, distances, 2, 0) == pytest.approx(3 / 8)  # two pairs of one person, behind everyone
     assert with_lost(is_same, distances, 0, 1) == pytest.approx(3 / 6)  # a stranger nearer than anyone
     assert with_lost(is_same, distances, 3, 2) < with_lost(is_same, distances, 1, 1)
+
+
+@pytest.mark.parametrize("suite", ["kinds", "realigned"])
+def test_of_lost_pairs_those_left_out_on_purpose_are_none(monkeypatch, suite):
+    """Half of the file's pairs were taken for the number of one person's: those left out counted as lost."""
+    monkeypatch.setattr("Evaluation.scores.MIN_PAIRS", 4)
+    rng, number = np.random.default_rng(0), 40
+    is_same, fold = np.arange(number) % 2 == 0, np.arange(number) // 8
+    index = np.stack([np.arange(number), np.arange(number) + number], 1)
+    faces = [f"{row}.jpg" for row in range(2 * number)]
+    pairs = SimpleNamespace(index=index, is_same=is_same, fold=fold, faces=faces, people=[("a", "b")] * number)
+    embeddings = rng.normal(size=(2 * number, 4)).astype(np.float32)
+    embeddings[number:][is_same] = embeddings[:number][is_same]
+    test_set = SimpleNamespace(pairs=pairs, unmasked=None, masked=None)
+    meant = np.append(is_same, [False, False, False])  # 43 pairs are meant, of which 3 of two people are lost
+    row = score_pairs("lfw", suite, test_set, meant, lambda loader: embeddings, {}).row
+    distances = np.linalg.norm(embeddings[:number] - embeddings[number:], axis=1)
+    assert (row["pairs"], row["lost"]) == (40, 3)
+    assert row["cross_with_lost"] == f"{with_lost(is_same, distances, 0, 3):.4f}" < row["cross"]
+    assert row["unmasked_with_lost"] == ("" if suite == "realigned" else row["cross_with_lost"])
 
 
 def test_real_people_are_scored_by_what_they_wear_and_lost_photos_are_counted(real, tmp_path):
@@ -109,4 +131,4 @@ def test_odds_need_thresholds_and_are_printed_as_a_table(tmp_path, monkeypatch):
            "same": 0.9}  # fmt: skip
     lines = odds.table([row, {**row, "passed": 0.0, "times": 0.0}]).splitlines()
     assert lines[2] == "| lfw (3) | cross | 100 | 2.000% | 50 | 2.00 | 90.0% |"
-    assert lines[3] == "| lfw (3) | cross | 100 | 0.000% | over 1,000 | 0.00 | 90.0% |"
+    assert lines[3] == "| lfw (3) | cross | 100 | 0.000% | none of 1,000 | 0.00 | 90.0% |"
