@@ -1,5 +1,6 @@
 """What several tests need: real photos where they are, and a small drawn set prepared by the real scripts."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "plot_roc", "plot_learning_curves"
+
+
+def pytest_collection_finish():
+    """What is there once all tests are read stays: no collection need look at its millions of objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
