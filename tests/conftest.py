@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from Data_loader import lfw_pairs
 from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
@@ -37,6 +38,17 @@ def blank_pictures(monkeypatch):
 
     for name in PICTURES:
         monkeypatch.setattr(run, name, blank)
+
+
+@pytest.fixture(autouse=True)
+def aligned_here(request, monkeypatch):
+    """Test faces are aligned in the tests' own process: each worker would load the 100 MB of dlib's landmark model for
+    a few dozen photos. That workers do it too is tested where pairs are."""
+    if request.module.__name__.rpartition(".")[2] != "test_lfw_pairs":
+        align = lfw_pairs.process_photos
+        monkeypatch.setattr(
+            lfw_pairs, "process_photos", lambda settings, photos, _, desc: align(settings, photos, 1, desc)
+        )
 
 
 @pytest.fixture

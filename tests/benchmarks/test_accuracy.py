@@ -1,6 +1,7 @@
 """The accuracy benchmark: the protocol's people are kept apart, rows are added and printed, networks are compared."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +115,9 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
 
 
 def test_an_attention_trained_without_targets_is_compared_with_them(prepared, faces, tmp_path, monkeypatch):
-    data, work = prepared
+    (data, work), free_attention = prepared, accuracy.free_attention
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
+    monkeypatch.setattr(accuracy, "free_attention", partial(free_attention, triplets=20))
     table = tmp_path / "rows.csv"
     options = ["--faces", str(faces), "--work", str(work), "--csv", str(table), "--image_size", "80"]
     accuracy.main([*options, "--recipe", "free", "--images", "36", "--suites", "flat", "--train_batch_size", "6"])
@@ -124,7 +126,7 @@ def test_an_attention_trained_without_targets_is_compared_with_them(prepared, fa
 
     def overlap(value: float) -> dict:
         """The figures of a network that looks everywhere alike."""
-        return accuracy.free_attention(lambda images: (None, torch.full((len(images), 1, 3, 3), value)), settings, 20)
+        return free_attention(lambda images: (None, torch.full((len(images), 1, 3, 3), value)), settings, 20)
 
     settings = {**config, **data.settings, "image_size": 80, "num_workers": 0, "triplets": "new"}
     nowhere, everywhere = overlap(0.0), overlap(1.0)
