@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from Models.face_trunks import FaceTrunks
 from Models.straightener import Straightener
@@ -110,10 +111,21 @@ def check_sha256(path: Path) -> None:
         )
 
 
+class _Unfilled(TorchFunctionMode):
+    """Inside, new weights get no random numbers, which take longer than to load those that follow them."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def network_from_checkpoint(checkpoint: dict, path: str | Path = "the checkpoint") -> torch.nn.Module:
     """The network of a checkpoint on the CPU in evaluation mode, built from the config inside it; in float32."""
     with as_written(path):
-        network = build_network({**BEFORE, **checkpoint["config"], "pretrained": False}, own_weights=False)
+        with _Unfilled():
+            network = build_network({**BEFORE, **checkpoint["config"], "pretrained": False}, own_weights=False)
         load_weights(network, checkpoint["model"], path)
         put_straightener(network, checkpoint, path)
     return network.eval()

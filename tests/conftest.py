@@ -19,6 +19,23 @@ from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "plot_roc", "plot_learning_curves"
+LONGEST = "test_gpu_check", "test_export_onnx", "test_shipped", "test_distributed"
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first, so that of two workers none waits long for the other's last test."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))  # otherwise as they were
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n, a file's tests run in one worker, which makes what they share once; in the order above."""
+    if "cuda" in config.option.markexpr:
+        return None  # almost all of them are in one file
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_finish():
