@@ -190,6 +190,14 @@ def test_the_bootstrap_finds_a_difference_and_none_where_there_is_none():
     assert low <= 0 <= high or max(abs(low), abs(high)) < 1e-3
 
 
+def test_the_area_is_sklearns_with_ties_and_weights():
+    rng = np.random.default_rng(0)
+    is_same, distances, weights = rng.random(300) < 0.4, rng.integers(0, 12, 300) / 10, rng.integers(0, 4, 300)
+    ranks = np.unique(distances, return_inverse=True)[1]
+    found = accuracy.area(ranks, weights * is_same, weights * ~is_same)
+    assert found == pytest.approx(roc_auc_score(is_same, -distances, sample_weight=weights), abs=1e-12)
+
+
 def test_wrong_recipes_and_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match="--recipe nothing: must be one of dlib, sface, both, best, "):
         accuracy.main(["--recipe", "nothing", "--faces", str(tmp_path)])
