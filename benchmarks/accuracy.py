@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_maskV9
@@ -314,8 +313,10 @@ def bootstrap(
     names, index = np.unique(people, return_inverse=True)
     index = index.reshape(-1, 2)
 
-    def difference(weights: np.ndarray | None) -> float:
-        a, b = (roc_auc_score(is_same, -distance, sample_weight=weights) for distance in (first, second))
+    ranks = [np.unique(distance, return_inverse=True)[1] for distance in (first, second)]
+
+    def difference(weights: np.ndarray) -> float:
+        a, b = (area(rank, weights * is_same, weights * ~is_same) for rank in ranks)
         return a - b
 
     drawn = []
@@ -324,7 +325,20 @@ def bootstrap(
         weights = np.where(is_same, times[index[:, 0]], times[index[:, 0]] * times[index[:, 1]])
         if weights[is_same].any() and weights[~is_same].any():
             drawn.append(difference(weights))
-    return difference(None), *np.percentile(drawn, [2.5, 97.5])
+    return difference(np.ones(len(people))), *np.percentile(drawn, [2.5, 97.5])
+
+
+def area(ranks: np.ndarray, same: np.ndarray, different: np.ndarray) -> float:
+    """The area under the ROC curve: how often a pair of one person ranks before one of two, ties counting half.
+
+    As sklearn's, without a sort in each of a bootstrap's thousands of calls.
+
+    Args:
+        ranks: (P,) from 0 on, alike where the distances are. same, different: (P,) weights of the pairs as such.
+    """
+    same, different = (np.bincount(ranks, weights) for weights in (same, different))
+    nearer = np.cumsum(same) - same / 2
+    return float(nearer @ different / (same.sum() * different.sum()))
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -56,7 +56,7 @@ def tests(plan: Plan) -> Iterator[dict]:
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short", "-rfEP"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "4"]  # one card holds four
-    command += ["--collect-only"] if plan.tiny else []
+    command += ["--collect-only", "tests/test_cuda.py"] if plan.tiny else []
     lines, row = [], {"tests": "python -m pytest -m cuda"}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         for line in running.stdout:
@@ -64,7 +64,7 @@ def tests(plan: Plan) -> Iterator[dict]:
             lines += line.replace("\r", "\n").splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     failed += [line for line in lines if line.startswith("E  ")][:12]  # why: the log may be lost with the machine
-    row["result"] = next((line for line in reversed(lines) if "passed" in line or "selected" in line), "nothing")
+    row["result"] = next((line for line in reversed(lines) if "passed" in line or "collected" in line), "nothing")
     signs = ("peak ", "random: ", "batch: ")
     row["figures"] = list(dict.fromkeys(line[line.index(s) :] for line in lines for s in signs if s in line))[:6]
     yield row | ({"failed": "; ".join(failed)[:2000] or f"exit {running.returncode}"} if running.returncode else {})
@@ -142,7 +142,7 @@ def loop(plan: Plan) -> Iterator[dict]:
     for count in dict.fromkeys((workers, max(1, workers // 2))):
         for recipe in ("v9", "best"):
             name = {"loop": recipe, "num_workers": count}
-            yield attempt(name, lambda r=recipe, c=count: one_loop(plan, r, c, 3 if plan.tiny else 40))
+            yield attempt(name, lambda r=recipe, c=count: one_loop(plan, r, c, 2 if plan.tiny else 40))
 
 
 def one_loop(plan: Plan, recipe: str, workers: int, steps: int) -> dict:
@@ -177,7 +177,7 @@ def memory(plan: Plan) -> Iterator[dict]:
     depth, side, batch = (18, 64, 2) if plan.tiny else (34, 256, 20)
     for name, margin in (("all triplets hard", ALL_HARD), ("none hard", NONE_HARD)):
         yield attempt({"memory": name}, lambda m=margin: peak_of(plan, depth, side, batch, m))
-    yield attempt({"memory": "60 epochs"}, lambda: over_epochs(plan, 4 if plan.tiny else 60))
+    yield attempt({"memory": "60 epochs"}, lambda: over_epochs(plan, 3 if plan.tiny else 60))
 
 
 def peak_of(plan: Plan, depth: int, side: int, batch: int, margin: float) -> dict:
@@ -185,7 +185,7 @@ def peak_of(plan: Plan, depth: int, side: int, batch: int, margin: float) -> dic
     with silence():
         learner, data = make(depth, side, plan, Objective(margin, 10.0)), made_up(batch, side, plan.device)
         train_one_epoch(learner, Batches([data]))
-        train_one_epoch(learner, Batches([data] * 3))
+        train_one_epoch(learner, Batches([data] * (1 if plan.tiny else 3)))
     return {"peak_memory_mb": peak_memory_mb(plan.device)}
 
 

@@ -136,8 +136,9 @@ def one_step(plan: Plan, depth: int, side: int, batch: int, way: Callable | None
         start = time.perf_counter()
         train_one_epoch(learner, Batches([data]))
         first = time.perf_counter() - start
-        steps = 2 if plan.tiny else 20
-        train_one_epoch(learner, Batches([data] * 2))
+        steps = 1 if plan.tiny else 20
+        if not plan.tiny:
+            train_one_epoch(learner, Batches([data] * 2))
         found = timed(plan, lambda: train_one_epoch(learner, Batches([data] * steps)), 3 * batch * steps)
         if way:
             found |= {"largest_difference": difference(way, plan.device)}
@@ -267,10 +268,11 @@ def profile(plan: Plan, depth: int, side: int, batch: int) -> dict:
     learner = make(depth, side, plan, Objective(ALL_HARD, config["embedding_scale"]))
     data, cuda = made_up(batch, side, plan.device), plan.device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
+    steps = 1 if plan.tiny else 3
     with silence():
-        train_one_epoch(learner, Batches([data] * 3))
+        train_one_epoch(learner, Batches([data] * steps))
         with torch.profiler.profile(activities=kinds) as found:
-            train_one_epoch(learner, Batches([data] * 3))
+            train_one_epoch(learner, Batches([data] * steps))
             synchronize(plan.device)
     attribute = "self_device_time_total" if cuda else "self_cpu_time_total"
     events = [
@@ -278,5 +280,9 @@ def profile(plan: Plan, depth: int, side: int, batch: int) -> dict:
     ]
     total = sum(getattr(event, attribute) for event in events) or 1
     most = sorted(events, key=lambda event: -getattr(event, attribute))[:10]
-    kernels = [f"{getattr(e, attribute) / total:.1%} {e.count / 3:.0f} x {e.key[:70]}" for e in most]
-    return {"device_ms_a_step": total / 3e3, "kernels_a_step": sum(e.count for e in events) / 3, "kernels": kernels}
+    kernels = [f"{getattr(e, attribute) / total:.1%} {e.count / steps:.0f} x {e.key[:70]}" for e in most]
+    return {
+        "device_ms_a_step": total / steps / 1e3,
+        "kernels_a_step": sum(e.count for e in events) / steps,
+        "kernels": kernels,
+    }

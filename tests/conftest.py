@@ -1,5 +1,6 @@
 """What several tests need: real photos where they are, and a small drawn set prepared by the real scripts."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from Data_loader import lfw_pairs
 from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
@@ -17,6 +19,29 @@ from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "plot_roc", "plot_learning_curves"
+LONGEST = "test_gpu_check", "test_export_onnx", "test_shipped", "test_distributed"
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first, so that of two workers none waits long for the other's last test."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))  # otherwise as they were
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n, a file's tests run in one worker, which makes what they share once; in the order above."""
+    if "cuda" in config.option.markexpr:
+        return None  # almost all of them are in one file
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_finish():
+    """What is there once all tests are read stays: no collection need look at its millions of objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +55,17 @@ def blank_pictures(monkeypatch):
 
     for name in PICTURES:
         monkeypatch.setattr(run, name, blank)
+
+
+@pytest.fixture(autouse=True)
+def aligned_here(request, monkeypatch):
+    """Test faces are aligned in the tests' own process: each worker would load the 100 MB of dlib's landmark model for
+    a few dozen photos. That workers do it too is tested where pairs are."""
+    if request.module.__name__.rpartition(".")[2] != "test_lfw_pairs":
+        align = lfw_pairs.process_photos
+        monkeypatch.setattr(
+            lfw_pairs, "process_photos", lambda settings, photos, _, desc: align(settings, photos, 1, desc)
+        )
 
 
 @pytest.fixture

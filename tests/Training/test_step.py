@@ -17,10 +17,12 @@ from Data_loader.triplets import read_index
 from Evaluation.scores import PROTOCOLS
 from Losses.Triplet_loss import batch_triplets, hard_triplet_loss
 from Models import attention_modules
-from Models.CBAM_Face_attention_Resnet import build_model
+from Models.CBAM_Face_attention_Resnet import LAYERS, build_model
 from Models.checkpoint import build_network, init_from, load_checkpoint, save_checkpoint
 from Script_tools.files import DataError
 from tests.test_train_maskV9 import read_metrics, train
+from tests.tiny_training import tiny_network
+from Training import setup as training_setup
 from Training import step as training_step
 from Training.epoch_figures import Tally
 from Training.learner import Learner
@@ -151,7 +153,8 @@ def described_by_its_pixels(chip):
 
 
 @pytest.mark.parametrize("embedding_dim", [16, 128])
-def test_a_run_learns_from_a_teacher(drawn, drawn_options, tmp_path, embedding_dim):
+def test_a_run_learns_from_a_teacher(drawn, drawn_options, tmp_path, embedding_dim, monkeypatch):
+    monkeypatch.setitem(LAYERS, 18, (*LAYERS[18][:2], [1, 1, 1, 1]))  # half as deep will do
     index = tmp_path / "faces.csv"
     shutil.copy(drawn / "train_face_mask.csv", index)
     faces = read_index(index).faces
@@ -159,7 +162,7 @@ def test_a_run_learns_from_a_teacher(drawn, drawn_options, tmp_path, embedding_d
     face_descriptors(faces, folder, cache_path_of(index), workers=1, compute=described_by_its_pixels)
     options = ("--train_data_index", str(index), "--teacher", "dlib", "--embedding_dim", str(embedding_dim),
                "--optimizer", "adamw", "--learning_rate_schedule", "[(0, 0.001)]", "--rate_decay", "cosine",
-               "--unmasked_share", "0.5", "--epochs", "4",
+               "--unmasked_share", "0.5", "--epochs", "3",
                "--manifest_path", str(drawn / "train_manifest.csv"))  # fmt: skip
     result = train(drawn_options, tmp_path, *options)
     losses = [float(row["teacher_loss"]) for row in read_metrics(result["metrics"])]
@@ -169,7 +172,8 @@ def test_a_run_learns_from_a_teacher(drawn, drawn_options, tmp_path, embedding_d
 
 
 @pytest.mark.parametrize("mining", ["mined", "batch"])
-def test_a_run_mines(drawn_options, tmp_path, mining):
+def test_a_run_mines(drawn_options, tmp_path, mining, monkeypatch):
+    monkeypatch.setattr(training_setup, "build_network", tiny_network)
     options = ("--mining", mining, "--epochs", "2", "--mined_faces", "20")
     rows = read_metrics(train(drawn_options, tmp_path / "a", *options)["metrics"])
     assert len(rows) == 2 and all(int(row["hard_triplets"]) > 0 for row in rows)

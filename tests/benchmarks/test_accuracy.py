@@ -1,6 +1,7 @@
 """The accuracy benchmark: the protocol's people are kept apart, rows are added and printed, networks are compared."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +115,9 @@ def test_a_recipe_is_trained_scored_and_written(prepared, faces, tmp_path, monke
 
 
 def test_an_attention_trained_without_targets_is_compared_with_them(prepared, faces, tmp_path, monkeypatch):
-    data, work = prepared
+    (data, work), free_attention = prepared, accuracy.free_attention
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
+    monkeypatch.setattr(accuracy, "free_attention", partial(free_attention, triplets=20))
     table = tmp_path / "rows.csv"
     options = ["--faces", str(faces), "--work", str(work), "--csv", str(table), "--image_size", "80"]
     accuracy.main([*options, "--recipe", "free", "--images", "36", "--suites", "flat", "--train_batch_size", "6"])
@@ -124,7 +126,7 @@ def test_an_attention_trained_without_targets_is_compared_with_them(prepared, fa
 
     def overlap(value: float) -> dict:
         """The figures of a network that looks everywhere alike."""
-        return accuracy.free_attention(lambda images: (None, torch.full((len(images), 1, 3, 3), value)), settings, 20)
+        return free_attention(lambda images: (None, torch.full((len(images), 1, 3, 3), value)), settings, 20)
 
     settings = {**config, **data.settings, "image_size": 80, "num_workers": 0, "triplets": "new"}
     nowhere, everywhere = overlap(0.0), overlap(1.0)
@@ -186,6 +188,14 @@ def test_the_bootstrap_finds_a_difference_and_none_where_there_is_none():
     noise = good + rng.normal(0, 1e-3, len(good))
     _, low, high = accuracy.bootstrap(people, is_same, good, noise, draws=200)
     assert low <= 0 <= high or max(abs(low), abs(high)) < 1e-3
+
+
+def test_the_area_is_sklearns_with_ties_and_weights():
+    rng = np.random.default_rng(0)
+    is_same, distances, weights = rng.random(300) < 0.4, rng.integers(0, 12, 300) / 10, rng.integers(0, 4, 300)
+    ranks = np.unique(distances, return_inverse=True)[1]
+    found = accuracy.area(ranks, weights * is_same, weights * ~is_same)
+    assert found == pytest.approx(roc_auc_score(is_same, -distances, sample_weight=weights), abs=1e-12)
 
 
 def test_wrong_recipes_and_missing_files_are_named(tmp_path):
