@@ -195,6 +195,8 @@ def test_the_shipped_network_with_its_straightener_is_exported(tmp_path, drawn):
 
 def says_what_compare_says(network, drawn):
     """The example of docs/, which imports nothing of ours."""
+    import onnx
+
     names, comparer = sorted(path.name for path in (drawn / "test").iterdir()), Comparer(device=torch.device("cpu"))
     detector = find_opencv_model(YUNET_NAMES, "face detector YuNet")
     for other, number in ((0, 2), (1, 1)):
@@ -203,6 +205,18 @@ def says_what_compare_says(network, drawn):
         ]
         said = onnx_example.main(str(network), str(detector), *photos)
         assert said == pytest.approx(comparer.compare(*map(comparer.read, photos))["distance"], abs=1e-3)
+    model, comparer.flip = onnx.load(network), False
+    for part in model.metadata_props:
+        if part.key == "thresholds":
+            part.value = json.dumps(json.loads(part.value) | {"average_flip": False})
+    onnx.save(model, network)
+    plain = onnx_example.main(str(network), str(detector), *photos)
+    assert plain != pytest.approx(said, abs=2e-3)  # mirror images were averaged, whatever the thresholds are of
+    assert plain == pytest.approx(comparer.compare(*map(comparer.read, photos))["distance"], abs=1e-3)
+    model.graph.output.remove(next(out for out in model.graph.output if out.name == "mask"))
+    onnx.save(model, network)
+    with pytest.raises(SystemExit, match="thresholds or mask head"):
+        onnx_example.main(str(network), str(detector), *photos)
 
 
 def test_a_difference_in_a_straightener_or_behind_it_is_seen(straightening, monkeypatch):
