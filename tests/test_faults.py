@@ -409,11 +409,11 @@ def test_single_files_on_a_full_disk(small_disk, tmp_path):
     }
     for name, script in scripts.items():
         path = small_disk / name
-        path.write_text("old")
+        path.write_text("id,name,class\n")
         filler = fill(small_disk, 0)
         with pytest.raises(DataError, match=rf"No space left .*{name}.*MB are free there, 0\.1 MB are needed"):
             script(path)
-        assert path.read_text() == "old" and sorted(os.listdir(small_disk)) == sorted({name, "filler"})
+        assert path.read_text() == "id,name,class\n" and sorted(os.listdir(small_disk)) == sorted({name, "filler"})
         filler.unlink()
         script(path)
         assert len(path.read_text().splitlines()) > 200
