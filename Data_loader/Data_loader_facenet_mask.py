@@ -67,7 +67,6 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
     if how.unmasked_share:
         folders.add(config["notmask_data_path"])
     check_files(faces, *sorted(folders))
-    check_cut(faces_path, config)
     landmarks = None
     if new or (targets_path and how.unmasked_share):
         landmarks = read_landmarks(config["manifest_path"], faces, config["image_size"])
@@ -85,9 +84,10 @@ def train_dataset(config: dict, faces: list[str]) -> TrainDataset:
     )
 
 
-def check_cut(folder: str | Path, config: dict) -> None:
-    """Raise DataError if Image_processing.py has written beside a ``folder`` of faces that it cut them out otherwise
-    than the config says, as the test faces will be."""
+def check_cut(config: dict) -> None:
+    """Raise DataError if Image_processing.py has written beside the folder of training faces that it cut them out
+    otherwise than the config says, as the test faces will be."""
+    folder = config["notmask_data_path" if config["masks"] == "new" else "train_data_path"]
     name = re.sub(r"_face_(not)?mask(\.tar)?$", "", Path(folder).name)
     try:
         made = dict(json.loads(Path(folder).with_name(f"{name}_manifest.json").read_text(encoding="utf-8")))

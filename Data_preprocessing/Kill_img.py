@@ -164,7 +164,7 @@ def restore(data_path: str | Path) -> Counter:
 
 def _restore(places: Places) -> Counter:
     counts, problems = Counter(restored=0, failed=0), []
-    people = sorted(filter(is_person_name, next(os.walk(places.killed))[1]))
+    people = sorted(entry.name for entry in os.scandir(places.killed) if is_person_name(entry.name) and entry.is_dir())
     for photo in _photos(places.killed, people, Counter(), problems):
         try:
             _move(places.killed / photo, places.data / photo)

@@ -209,7 +209,8 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
     except FileNotFoundError:  # nothing was made yet, or before this was written down
         was = {"drawing": 1} if begun else {}
     except (OSError, TypeError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): remove it, if the faces were made as asked now") from error
+        advice = "remove it, if the faces were made as asked now" if begun else "move it away"
+        raise DataError(f"{path} cannot be read ({error}): {advice}") from error
     if was and not was.keys() & now.keys():
         raise DataError(f"{path} was not written by this script, which keeps there how faces are made: move it away")
     was = was if begun else {}  # or what it tells of is gone

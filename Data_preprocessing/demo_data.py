@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from config_mask import DEMO_FACES
+from Script_tools.files import DataError
 from Script_tools.workers import usable_processors
 
 
@@ -29,9 +30,15 @@ def prepare_demo(config: dict) -> None:
     print("demo 2/4: setting small photos aside")
     Kill_img.main(["--data_path", raw])
     print("demo 3/4: aligning faces and drawing masks")
-    settings = [part for key in ("image_size", "seed", "padding", "detector", "mask_kinds", "predictor_path")
-                for part in (f"--{key}", str(config[key]))]  # fmt: skip
-    Image_processing.main(["--data_path", raw, *settings])
+    keys = ["image_size", "seed", "padding", "detector", "predictor_path"]
+    keys += ["mask_kinds"] if config["masks"] == "stored" else []  # others are drawn anew, in training
+    try:
+        options = [part for key in keys for part in (f"--{key}", str(config[key]))]
+        Image_processing.main(["--data_path", raw, *options])
+    except DataError as error:
+        raise DataError(
+            f"{error} Of the demo: remove {Path(raw).parent}, and it is drawn anew as asked now."
+        ) from error
     print("demo 4/4: index of the training faces, pairs of the test photos")
     Make_csv_file_mask.main(["--data_path", config["train_data_path"], "--csv_path", config["train_data_index"]])
     if not Path(pairs).exists():

@@ -72,10 +72,11 @@ def main(argv=None) -> tuple[Path, Path]:
     reader = FaceReader(checkpoint, config["predictor_path"], device, args.average_flip, args.face)
     answers = reader.read_each([path for _, path in entries], open_cache(config["cache_path"]), args.workers)
     people = [person for person, _ in entries]
+    again = table.is_file()
     with file_errors(npz):
         text = table_text(people, [str(path) for _, path in entries], answers)
         write_whole(table, text.encode("utf-8", "surrogateescape"))  # any file name can be written
-        write_npz(npz, people, answers, table)
+        write_npz(npz, people, answers, table, again)
     found = [len(answer) for answer in answers if not isinstance(answer, NoAnswer)]
     each = f" ({sum(found):,} faces in all)" if args.face == "all" else ""
     print(
@@ -100,12 +101,13 @@ def photos_to_embed(source: Path) -> tuple[list[tuple[str, Path]], str]:
     return [(path.parent.name, path) for path in paths], ""
 
 
-def write_npz(path: Path, people: list[str], answers: list[list[Face] | NoAnswer], table: Path) -> None:
-    """The faces, a row each."""
+def write_npz(path: Path, people: list[str], answers: list[list[Face] | NoAnswer], table: Path, again: bool) -> None:
+    """The faces, a row each; ``again``: the file, where there is one, is of an earlier run."""
     found = [(person, faces) for person, faces in zip(people, answers, strict=True) if not isinstance(faces, NoAnswer)]
     rows = [(person, face) for person, faces in found for face in faces]
     if not rows:
-        path.unlink(missing_ok=True)  # of an earlier run: its faces are not those of the table
+        if again:
+            path.unlink(missing_ok=True)  # its faces are not those of the table
         raise DataError(f"Not one of the {len(answers)} photos has a face; why: {table}.")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(

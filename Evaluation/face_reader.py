@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -65,18 +64,6 @@ class Face(NamedTuple):
         }
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One face is too little for several threads: on a machine with other work they wait for each other, so that two
-    photos took 5.1 to 7.0 s to compare instead of 3.9 to 5.3 (measured in turn)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a script that reads photos: ``--face``, ``--average_flip``, ``--device``."""
     parser.add_argument(
@@ -129,10 +116,6 @@ class FaceReader:
     def read(self, path: str | Path) -> Face:
         """The face of a photo; of all that are taken the one nearest the middle. Raises NoAnswer if the photo cannot be
         read or has no face."""
-        with one_thread():
-            return self._read(path)
-
-    def _read(self, path: str | Path) -> Face:
         found = find_each(path, self.aligner, self.which)[0]
         images = torch.from_numpy(found.aligned.chip.transpose(2, 0, 1)[None].copy())
         outputs = read_faces(self.network, [images], self.device, self.flip)

@@ -163,17 +163,17 @@ def init_from(network: torch.nn.Module, path: str | Path) -> str:
     """Start ``network`` from the weights of a checkpoint; returns a sentence that says how many were taken.
 
     Of face attention, embedding layer and projection what is not there, or of another shape, stays new. A
-    straightener comes along where the trunk has seen faces: it stays before the network while that is trained.
-    Raises DataError if the trunk is another one.
+    straightener comes along where the trunk has seen faces: it stays before the network while that is trained; of two
+    trunks side by side one may be taken alone. Raises DataError if the trunk is another one.
     """
     checkpoint = load_checkpoint(path)
     weights, own = checkpoint["model"], network.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     new = sorted({key.split(".")[0] for key in own if key not in fitting})
-    differing = {".".join(key.split(".")[:2]) for key in (own.keys() | weights.keys()) - fitting.keys()}
-    differing = sorted(
-        name for name in differing if name.split(".")[0] not in ("face_attention", "embedding", "projection")
-    )
+    parts = {".".join(key.split(".")[:2]) for key in (own.keys() | weights.keys()) - fitting.keys()}
+    alone = {part for part in parts if part.startswith("trunks.") and not any(key.startswith(part) for key in own)}
+    may_differ = "face_attention", "embedding", "projection"
+    differing = sorted(part for part in parts - alone if part.split(".")[0] not in may_differ)
     if differing:
         raise DataError(f"init_from = {path}: it has another trunk, in {', '.join(differing[:5])}: choose the same.")
     network.load_state_dict(fitting, strict=False)

@@ -20,7 +20,7 @@ def fit_mask_head(
 
     Args:
         unmasked, masked: (N, F) and (M, F) features of faces without and with a mask.
-        people: (N,) whose face it is. A fifth of the people of each kind is kept for measuring.
+        people: (N,) whose face it is. At least a fifth of the people of each kind is kept for measuring.
         masked_people: (M,) likewise; None: the masked faces are the same faces.
 
     Returns:
@@ -33,10 +33,13 @@ def fit_mask_head(
     from sklearn.linear_model import LogisticRegression  # here, for whoever only applies a head need not wait for it
 
     masked_people = people if masked_people is None else masked_people
-    names, held_out = rng.permutation(np.unique(np.concatenate([people, masked_people]))), []
-    for each in (people, masked_people):
-        own = names[np.isin(names, each)]
-        held_out.extend(own[: max(1, len(own) // HELD_OUT)])
+    names = rng.permutation(np.unique(np.concatenate([people, masked_people])))
+    bare = names[np.isin(names, people)]
+    held_out = bare[: max(1, len(bare) // HELD_OUT)]
+    worn = names[np.isin(names, masked_people)]
+    missing = max(1, len(worn) // HELD_OUT) - np.isin(worn, held_out).sum()
+    worn = worn[np.argsort(np.isin(worn, bare), kind="stable")]  # who is of this kind alone first
+    held_out = np.append(held_out, worn[~np.isin(worn, held_out)][: max(0, missing)])
     kept, kept_masked = (np.isin(each, held_out) for each in (people, masked_people))
     if kept.all() or kept_masked.all():
         raise DataError(

@@ -13,6 +13,7 @@ from Data_loader.Data_loader_facenet_mask import (
     LFWestMask_dataloader,
     NOTLFWestMask_dataloader,
     V9_train_dataloader,
+    check_cut,
     face_loader,
     select_dataloader,
 )
@@ -102,6 +103,12 @@ def make_data(config: dict, checkpoint: dict | None) -> RunData:
     part = {"rank": rank(), "world_size": world_size()}
     check_batch_size(config)
     order = order_of(config)
+    try:
+        check_cut(config)
+    except DataError as error:
+        if checkpoint is None:
+            raise
+        print(f"note: {error}")  # of a run that was begun so
     train_loader = V9_train_dataloader(config, **part)
     people = people_seen(train_loader.batch_sampler.names, config, checkpoint)
     test_sets = {

@@ -70,6 +70,24 @@ def run(*arguments, checkpoint):
     return compare.main([*map(str, arguments), "--checkpoint", str(checkpoint), "--device", "cpu", "--no_cache"])
 
 
+def test_one_face_is_read_with_one_thread_and_no_other_work_is(drawn, strict, monkeypatch):
+    read, threads = compare.Comparer.read, []
+
+    def counted(self, path):
+        threads.append(torch.get_num_threads())
+        return read(self, path)
+
+    monkeypatch.setattr(compare.Comparer, "read", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(photo(drawn, 0), photo(drawn, 1), checkpoint=strict)
+        run(photo(drawn, 0), drawn / "test", checkpoint=strict)
+        assert threads == [1] * 3 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_threshold_decides_and_the_verdict_says_who_would_pass(drawn, write_checkpoint, capsys):
     first, second = photo(drawn, 0, 1), photo(drawn, 0, 2)
     distance = run(first, second, checkpoint=write_checkpoint())["distance"]

@@ -262,16 +262,23 @@ def test_the_map_to_beat_is_the_mean_of_the_targets_that_are_shown(augmented, tm
 
 
 def test_stored_faces_that_were_cut_out_otherwise_than_the_test_faces_will_be_are_refused(drawn, tmp_path):
-    settings = defaults | {"padding": 0.25}
-    check_cut(drawn / "train_face_mask", settings)
-    for name in ("train_face_mask", "train_face_notmask", "train_face_mask.tar"):
-        with pytest.raises(
-            DataError, match=r"train_face_.* padding 0\.25, .* with padding 0\.625: give --padding 0\.25, or"
-        ):
-            check_cut(drawn / name, settings | {"padding": 0.625})
+    def check(name, folder=drawn, **changes):
+        key = "notmask_data_path" if changes.get("masks") == "new" else "train_data_path"
+        check_cut(defaults | {"padding": 0.25, key: str(folder / name)} | changes)
+
+    check("train_face_mask")
+    check("train_face_notmask", masks="new")
+    told = r"train_face_.* padding 0\.25, .* with padding 0\.625: give --padding 0\.25, or"
+    for name, masks in (
+        ("train_face_mask", "stored"),
+        ("train_face_notmask", "new"),
+        ("train_face_mask.tar", "stored"),
+    ):
+        with pytest.raises(DataError, match=told):
+            check(name, masks=masks, padding=0.625)
     with pytest.raises(DataError, match=r"detector dlib, .* give --detector dlib"):
-        check_cut(drawn / "train_face_mask", settings | {"detector": "yunet"})
-    check_cut(tmp_path / "train_face_mask", settings | {"padding": 0.625})  # nothing is known of these
+        check("train_face_mask", detector="yunet")
+    check("train_face_mask", tmp_path, padding=0.625)  # nothing is known of these
 
 
 def test_faces_that_were_prepared_with_another_padding_are_refused(drawn):

@@ -623,6 +623,9 @@ def test_another_file_of_the_name_stays(tmp_path, no_dlib):
     with pytest.raises(DataError, match=r"set_manifest\.json was not written by this script"):
         run(data, tmp_path)
     assert own.read_text() == '{"photos": "mine"}'
+    own.write_text("mine")
+    with pytest.raises(DataError, match=r"set_manifest\.json cannot be read .*: move it away"):
+        run(data, tmp_path)
 
 
 def test_faces_of_before_it_was_written_down_how_are_of_the_first_drawing(tmp_path, no_dlib):

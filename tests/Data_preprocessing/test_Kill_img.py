@@ -181,6 +181,18 @@ def test_what_a_system_has_left_is_nothing_to_restore(tmp_path, capsys):
     assert (tmp_path / "photos_killed" / ".DS_Store").exists()
 
 
+def test_a_folder_that_may_not_be_listed_is_one_sentence(tmp_path, monkeypatch):
+    photo(tmp_path / "photos" / "ann" / "good.jpg")
+    (tmp_path / "photos_killed").mkdir()
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+
+    monkeypatch.setattr(Kill_img.os, "scandir", refused)  # os.walk swallowed it
+    with pytest.raises(DataError, match="photos"):
+        run(tmp_path / "photos", "--restore")
+
+
 @pytest.mark.parametrize("options", [("--restore", "--delete"), ("--delete", "--dry_run"), ("--dry_run", "--restore")])
 def test_options_that_exclude_each_other(data, options):
     with pytest.raises(SystemExit) as stop:

@@ -31,6 +31,14 @@ def test_faces_are_cut_out_as_the_settings_say(tmp_path, monkeypatch):
     options = dict(zip(given[::2], given[1::2], strict=True))
     assert {key: options[f"--{key}"] for key in wanted} == {key: str(value) for key, value in wanted.items()}
 
+    def other(options):
+        assert "--mask_kinds" not in options  # training draws them anew
+        raise DataError("was made with padding 0.25.")
+
+    monkeypatch.setattr(Image_processing, "main", other)
+    with pytest.raises(DataError, match=r"0\.25\. Of the demo: remove .*, and it is drawn anew"):
+        demo_data.prepare_demo({**config, **DEMO, "raw_data_path": str(tmp_path / "raw"), "masks": "new"})
+
 
 @pytest.mark.parametrize("more", [["--recipe", "trunks"], ["--config", "config_notmask"]])
 def test_it_is_the_recipe_v9_on_masked_faces(more):

@@ -212,6 +212,9 @@ def test_the_mask_head_finds_what_differs_and_is_measured_on_others():
     for seed in range(8):  # two others in masks: of each kind somebody is held out, and somebody fitted on
         others = fit_mask_head(features[:30], masked[30:36], people[:30], np.random.default_rng(seed), people[30:36])
         assert 0 <= others["recall"] <= 1 and others["faces"] == 6
+    for seed in range(20):  # two and two, of whom they share one
+        few = fit_mask_head(features[:6], masked[3:9], people[:6], np.random.default_rng(seed), people[3:9])
+        assert few["faces"] == 3 and 0 <= few["accuracy"] <= 1
     with pytest.raises(DataError, match="at least two people"):
         fit_mask_head(features[:30], masked[30:33], people[:30], np.random.default_rng(0), people[30:33])
 

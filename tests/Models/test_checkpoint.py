@@ -179,16 +179,20 @@ def test_weights_of_another_trunk_are_refused_also_where_they_have_all_that_is_a
     """Of ResNet-34 with CBAM every tensor of ResNet-18 without was taken, and the rest of its trunk left behind."""
     small = config | {"model": 18, "embedding_dim": 8, "image_size": 64}
     more = small | {"trunk": "both", "embedding_dim": 256}
+    alone = more | {"trunk": "dlib", "embedding_dim": 128}
     for has, asks, where in (
         (small, small | {"cbam": False}, "layer1"),
         (small | {"cbam": False}, small, "layer1"),
-        (more, more | {"trunk": "dlib", "embedding_dim": 128}, "trunks.sface"),
+        (alone, more, "trunks.sface"),
     ):
         weights = build_network(has, own_weights=False).state_dict()
         save_checkpoint(tmp_path / "one.pt", {"model": weights, "config": has})
         with pytest.raises(DataError, match=rf"it has another trunk, in .*{where}"):
             init_from(build_network(asks, own_weights=False), tmp_path / "one.pt")
         assert "0 new" in init_from(build_network(has, own_weights=False), tmp_path / "one.pt")
+    # of two trunks side by side one may be gone on with alone
+    save_checkpoint(tmp_path / "one.pt", {"model": build_network(more, False).state_dict(), "config": more})
+    assert "0 new" in init_from(build_network(alone, own_weights=False), tmp_path / "one.pt")
     without = build_network(small | {"attention": "none", "embedding_dim": 16})
     save_checkpoint(tmp_path / "one.pt", {"model": build_network(small).state_dict(), "config": small})
     assert "2 new (embedding)" in init_from(without, tmp_path / "one.pt")

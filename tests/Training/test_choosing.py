@@ -229,6 +229,19 @@ def test_a_run_that_goes_on_tells_what_is_changed_and_takes_no_recipe(drawn_opti
     assert f"goes on with num_train_triplets = {config['num_train_triplets']}; it was" in capsys.readouterr().out
 
 
+def test_a_run_begun_on_faces_cut_out_otherwise_goes_on_with_a_note(drawn_options, tmp_path, monkeypatch, capsys):
+    last = train(drawn_options, tmp_path, "--epochs", "1")["checkpoints"] / "last.pt"
+
+    def otherwise(config):
+        raise DataError("cut out otherwise")
+
+    monkeypatch.setattr(training_setup, "check_cut", otherwise)
+    with pytest.raises(DataError, match="cut out otherwise"):
+        train(drawn_options, tmp_path / "new", "--epochs", "1")
+    train(drawn_options, tmp_path, "--resume", str(last), "--epochs", "1")
+    assert "note: cut out otherwise" in capsys.readouterr().out
+
+
 def test_weights_that_are_not_finite_are_not_saved(drawn_options, tmp_path, monkeypatch):
     """Only the loss was looked at: a step that made NaN of the weights went into last.pt."""
     result = train(drawn_options, tmp_path, "--epochs", "1")
