@@ -41,7 +41,7 @@ CACHE = (
 )
 TEACHER = (
     "import sys; sys.path.insert(0, sys.argv[1])\n"
-    "from Data_loader import teacher\n"
+    "from Data_loader import teacher_descriptors as teacher\n"
     "from Data_preprocessing.photo_files import iter_photos\n"
     "teacher.CHUNK = 4\n"
     "faces = [face for face in iter_photos('set') if 'broken' not in face]\n"
@@ -149,6 +149,8 @@ def fresh(start, parts, folder):
     for part in parts:
         copy = shutil.copytree if (start / part).is_dir() else shutil.copyfile
         copy(start / part, folder / part)
+    for claim in folder.glob("cache/*/photos.txt"):  # whose faces they are: of these photos, not of the start's
+        claim.write_text(str(folder / "test"))
     return folder
 
 
@@ -219,13 +221,15 @@ class Pace:
 @pytest.mark.parametrize("name", JOBS)
 def test_killed_at_any_moment_and_started_again(name, start, tmp_path):
     parts, commands = JOBS[name]
-    reference = fresh(start, parts, tmp_path / "reference")
-    paces = [Pace(command, reference) for command in commands]
-    wanted, before = tree(reference), tree(start)
+    folder = tmp_path / "run"  # each time the same, for a cache holds the name of its photos' folder
+    before = tree(fresh(start, parts, folder))
+    paces = [Pace(command, folder) for command in commands]
+    wanted = tree(folder)
+    shutil.rmtree(folder)
     rng, hit, tries = np.random.default_rng(list(JOBS).index(name)), 0, 0
     while hit < MOMENTS and tries < TRIES:
         tries += 1
-        folder = fresh(start, parts, tmp_path / f"run{tries}")
+        fresh(start, parts, folder)
         in_time = []
         for command, pace in zip(commands, paces, strict=True):
             for _ in range(rng.integers(1, 3)):  # some are killed twice
