@@ -50,7 +50,7 @@ NO_THRESHOLDS = (
     "The checkpoint has no thresholds, so a distance has no meaning yet: add them with python Evaluation/calibration.py"
 )
 WEARING = {None: "", True: "masked", False: "unmasked"}
-SIDES = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}
+IN_WORDS = {"unmasked": "both unmasked", "masked": "both masked", "cross": "one masked, one not"}
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def at_most(report: dict) -> str:
 
 def headline(report: dict) -> str:
     """Distance, who wears a mask, and verdict of ``Comparer.compare`` in one line."""
-    sides = f" ({SIDES[report['protocol']]})" if report["verdict"] else ""
+    sides = f" ({IN_WORDS[report['protocol']]})" if report["verdict"] else ""
     return f"distance {report['distance']:.3f}{sides}: {in_words(report)}"
 
 
@@ -231,7 +231,7 @@ def describe(report: dict) -> str:
         f"passes, and {passing} of the pairs of one person do; "
     )
     lines.append(
-        f"({SIDES[deciding['protocol']]}: {'' if too_loose else passes}different beyond "
+        f"({IN_WORDS[deciding['protocol']]}: {'' if too_loose else passes}different beyond "
         f"{deciding['different_beyond']:.3f}, where {beyond} of the pairs of one person are)"
     )
     of = report.get("thresholds_of", "other people")

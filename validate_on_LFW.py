@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader
 from Evaluation.pictures import check_picture, plot_roc, write_pictures
 from Evaluation.report_page import write_page
-from Evaluation.scores import AS_IS, PROTOCOLS, evaluate_lfw, format_table, pair_distances, score_pairs
+from Evaluation.scores import AS_IS, evaluate_lfw, format_table, pair_distances, score_pairs
+from Evaluation.thresholds import PROTOCOLS
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
 from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script

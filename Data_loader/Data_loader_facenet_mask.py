@@ -26,7 +26,7 @@ MANY = 32  # loader processes: each has up to 50 MB of shared memory for its bat
 MORE_APART = 1.25  # times so much: another padding, not another set of people
 
 
-def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size: int = 1) -> FaceLoader:
+def V9_train_dataloader(config: dict, rank: int = 0, world_size: int = 1) -> FaceLoader:
     """Batches of training triplets, the same whatever the number of loader processes.
 
     A batch is a dict: images (B, 3, 3, S, S) uint8 RGB (triplet; anchor, positive, negative; channel), targets
@@ -49,7 +49,6 @@ def V9_train_dataloader(config: dict, epoch: int = 0, rank: int = 0, world_size:
         rank=rank,
         world_size=world_size,
     )
-    sampler.set_epoch(epoch)
     workers = num_processes(config)
     dataset = train_dataset(config, index.faces)
     return FaceLoader(dataset, workers, batch_sampler=sampler, persistent_workers=workers > 0)
@@ -162,7 +161,6 @@ def _test_set(
         size,
         config["test_seed"],
         config["predictor_path"],
-        usable_processors(),
         suite=config["test_masks"],
         padding=config["padding"],
         detector=config["detector"],

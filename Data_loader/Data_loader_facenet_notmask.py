@@ -9,6 +9,6 @@ from Script_tools.settings import config_from_args
 __all__ = ["LFWestMask_dataloader", "NOTLFWestMask_dataloader", "V9_train_dataloader", "select_dataloader"]
 
 
-def V9_train_dataloader(config: dict | None = None, epoch: int = 0) -> mask.FaceLoader:
+def V9_train_dataloader(config: dict | None = None) -> mask.FaceLoader:
     """Batches of triplets of unmasked faces, as Data_loader_facenet_mask.V9_train_dataloader."""
-    return mask.V9_train_dataloader(config or config_from_args(Namespace(config="config_notmask")), epoch)
+    return mask.V9_train_dataloader(config or config_from_args(Namespace(config="config_notmask")))

@@ -13,7 +13,7 @@ import numpy as np
 
 from Data_loader.triplet_dataset import FaceLoader
 from Data_preprocessing.align_photos import process_photos
-from Data_preprocessing.manifest import OutputFolders, output_folders, read_manifest
+from Data_preprocessing.manifest import ManifestRow, OutputFolders, output_folders, read_manifest
 from Data_preprocessing.mask_drawing import ALL_KINDS
 from Data_preprocessing.pairs_file import Pairs, Photo, read_pairs
 from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of
@@ -129,10 +129,7 @@ def prepare_pairs(
         settings = AlignmentSettings(
             Path(data_path), outputs, image_size, seed, predictor_path, check_content=True, **cut
         )
-        claim(outputs, data_path)
-        desc = f"test faces of {Path(data_path).name}"
-        when_free(lambda: process_photos(settings, photos.values(), workers or usable_processors(), desc), desc)
-        manifest = read_manifest(outputs.manifest)
+        manifest = fill_cache(settings, photos.values(), workers)
     else:
         manifest = read_manifest(outputs.manifest) if outputs.manifest.is_file() else {}
         photos = _photos_in_cache(wanted, manifest, outputs)
@@ -140,6 +137,19 @@ def prepare_pairs(
             raise DataError(_nothing_found(data_path, pairs_path))
         print(f"note: {data_path} has no photo of {pairs_path}: using the faces aligned before, in {outputs.face_mask}")
     return _usable_pairs(pairs, photos, manifest, outputs, pairs_path)
+
+
+def fill_cache(
+    settings: AlignmentSettings, photos: Iterable[str], workers: int | None = None
+) -> dict[str, ManifestRow]:
+    """Align and mask those of the 'person/file' photos that the cache does not hold yet; its manifest, by photo.
+
+    While another run is writing the cache, this one waits for it, up to an hour. Raises what ``process_photos`` does.
+    """
+    claim(settings.outputs, settings.data_path)
+    desc = f"test faces of {settings.data_path.name}"
+    when_free(lambda: process_photos(settings, photos, workers or usable_processors(), desc), desc)
+    return read_manifest(settings.outputs.manifest)
 
 
 def cache_folders(

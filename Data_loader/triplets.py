@@ -1,13 +1,11 @@
-"""Triplet tables: which three faces an epoch looks at. Builds the table of the config's index and describes it.
+"""Triplet tables: which three faces an epoch looks at.
 
 Datasets/vggface2_train_face_mask.csv -> Datasets/vggface2_train_face_mask_triplets_100000_seed0.npz
-(only with --triplets fixed; new tables are drawn per epoch and not stored). No step of its own: training calls it.
+(only where ``triplets`` is 'fixed'; new tables are drawn per epoch and not stored).
 """
 
-import argparse
 import hashlib
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Script_tools.files import DataError, read_names, replacing, sha256_of
-from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
 
 VERSION = 1  # of random_triplets: another number makes every stored table anew
 # independent random numbers for drawing an epoch's triplets, shuffling them, and mining
 TABLE_STREAM, ORDER_STREAM, MINING_STREAM = 0, 1, 2
-SETTINGS = (  # those of config_mask.py that are read here
-    "train_data_index train_people triplets num_train_triplets images epochs seed"
-).split()
 
 
 class Index(NamedTuple):
@@ -156,8 +148,6 @@ def random_triplets(classes: np.ndarray, num_triplets: int, rng: np.random.Gener
 
 def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
     """The random numbers of one epoch for one purpose: a function of these values only, whatever ran before."""
-    if seed < 0:
-        raise DataError(f"seed = {seed}: must be 0 or greater")
     return np.random.default_rng((seed, epoch, purpose))
 
 
@@ -222,56 +212,3 @@ def _read_table(path: Path, fingerprint: str) -> np.ndarray | None:
     except Exception:  # zip, zlib and numpy raise a dozen kinds on damaged files; whatever it is, a new table is right
         return None
     return triplets if checksum == _checksum(triplets, fingerprint) else None
-
-
-def describe(triplets: np.ndarray, index: Index) -> dict[str, int]:
-    """Counts of a table: triplets, distinct anchors and faces, people in it, people and faces of the index, bytes."""
-    return {
-        "triplets": len(triplets),
-        "distinct_anchors": len(np.unique(triplets[:, 0])),
-        "distinct_faces": len(np.unique(triplets)),
-        "people": len(np.unique(index.classes[triplets])),
-        "index_people": len(index.names),
-        "index_faces": len(index.faces),
-        "bytes": triplets.nbytes,
-    }
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ScriptParser(__doc__)
-    parser.add_argument(
-        "--epoch", type=int, default=1, help="with --triplets new: the epoch whose table is described (default 1)"
-    )
-    add_config_arguments(parser, SETTINGS)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> dict[str, int]:
-    args = parse_args(argv)
-    config = config_from_args(args)
-    index_path, num, seed, mode = (
-        config[key] for key in ("train_data_index", "num_train_triplets", "seed", "triplets")
-    )
-    if args.epoch < 1:
-        raise DataError(f"--epoch {args.epoch}: epochs count from 1")
-    started = time.perf_counter()
-    index = train_index(config)
-    indexed = time.perf_counter()
-    triplets = load_triplets(index_path, index.classes, num, seed, mode, args.epoch - 1)
-    loaded = time.perf_counter()
-
-    facts = describe(triplets, index)
-    path = table_path(index_path, num, seed)
-    place = f"epoch {args.epoch}'s, not stored" if mode == "new" else str(path)
-    print(f"index     {index_path}: {facts['index_faces']:,} faces of {facts['index_people']:,} people")
-    print(f"triplets  {facts['triplets']:,} ({mode}), {3 * facts['triplets']:,} images an epoch, seed {seed}")
-    print(f"distinct  {facts['distinct_anchors']:,} anchors, {facts['distinct_faces']:,} faces")
-    print(f"people    {facts['people']:,} of {facts['index_people']:,} occur")
-    print(f"memory    {facts['bytes'] / 1e6:.1f} MB")
-    print(f"seconds   {indexed - started:.2f} to read the index, {loaded - indexed:.2f} to make or read the table")
-    print(f"table     {place}")
-    return facts
-
-
-if __name__ == "__main__":
-    run_script(main)

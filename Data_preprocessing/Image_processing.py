@@ -1,4 +1,4 @@
-"""Step 2: photos, one folder per person -> aligned faces, the same faces wearing a mask, and attention targets.
+"""Photos, one folder per person -> aligned faces, the same faces wearing a mask, and attention targets.
 
 Writes the folders <name>_face_notmask, <name>_face_mask, <name>_mask_notmask and the table <name>_manifest.csv, a row
 per photo, where <name> is the photo folder's name. It can be stopped at any time: started again, it goes on.

@@ -1,4 +1,4 @@
-"""Step 1: set small and broken photos aside: D/<person>/<photo> -> D_killed/<person>/<photo>, listed in D_killed.csv.
+"""Set small and broken photos aside: D/<person>/<photo> -> D_killed/<person>/<photo>, listed in D_killed.csv.
 
 A photo is small if its width or height is under --min_size px. Only the headers are read, so a photo that is cut off
 after its header stays here; Image_processing.py reports it. --restore puts everything back, --dry_run changes nothing,

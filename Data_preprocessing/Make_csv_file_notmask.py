@@ -1,4 +1,4 @@
-"""Step 3: index of the unmasked training faces: one row id,name,class per face (see make_csv.py)."""
+"""Index of the unmasked training faces: one row id,name,class per face (see make_csv.py)."""
 
 import sys
 from pathlib import Path

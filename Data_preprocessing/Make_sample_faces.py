@@ -1,16 +1,11 @@
-"""Step 0, for a machine without data: draw photos of people who do not exist -> <data_path>/<person>/<person>_0001.jpg.
+"""For a machine without data: draw photos of people who do not exist -> <data_path>/<person>/<person>_0001.jpg.
 
 The photos are made for trying the scripts: dlib finds the faces and the people can be told apart, but nothing that
 a network scores on them says anything about real faces. A photo that is already there is left alone.
 """
 
 import argparse
-import contextlib
-import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
@@ -34,7 +29,7 @@ from Data_preprocessing.sample_face_model import (
 from Script_tools.files import DataError, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT, add_config_arguments, config_from_args
-from Script_tools.workers import start_worker
+from Script_tools.workers import map_chunks
 
 SIDE = (250, 320)  # px, width and height of a photo: what the cleaning step keeps
 SMALL_SIDE = (150, 248)  # px, the shorter side of the few photos that it sets aside
@@ -54,7 +49,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0,
         help="number of the first person: other numbers, other people (default: 0)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     add_config_arguments(parser, ("seed",))
     return parser.parse_args(argv)
 
@@ -64,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     seed = config_from_args(args)["seed"]
     data_path = Path(args.data_path or ROOT / DEMO["raw_data_path"])
-    written = make_sample_faces(data_path, args.people, args.photos, args.first_person, seed, args.workers)
+    written = make_sample_faces(data_path, args.people, args.photos, args.first_person, seed)
     there = args.people * args.photos - written
     print(f"{written} drawn photos of {args.people} people written to {data_path}, {there} were there already.")
     print(f"Next: python Data_preprocessing/Kill_img.py --data_path {data_path}")
@@ -94,7 +88,7 @@ def make_sample_faces(
         The number of photos written.
 
     Raises:
-        DataError: a number is out of range, or the folder cannot be written to.
+        DataError: a number is out of range, the folder cannot be written to, or a worker died.
     """
     for name, value, least in (
         ("people", people, 1), ("photos", photos, 1), ("first_person", first_person, 0),
@@ -102,38 +96,21 @@ def make_sample_faces(
     ):  # fmt: skip
         if value < least:
             raise DataError(f"{name} = {value}: must be at least {least}")
-    tasks = [(Path(data_path), seed, first_person + index, photos, small_every) for index in range(people)]
+    tasks = ((Path(data_path), seed, first_person + index, photos, small_every) for index in range(people))
     written = 0
     try:
-        with worker_map(min(workers, people)) as run, tqdm(total=people * photos, desc="draw", unit="photo") as bar:
-            for num_new in run(draw_person_photos, tasks):
+        with tqdm(total=people * photos, desc="draw", unit="photo") as bar:
+            for num_new in map_chunks(draw_person_photos, tasks, 1, min(workers, people), "drew photos"):
                 written += num_new
                 bar.update(photos)
-    except BrokenProcessPool as error:
-        raise DataError("A worker was killed, perhaps for want of memory: start again with fewer workers.") from error
     except OSError as error:
         raise DataError(f"Cannot write drawn photos to {data_path}: {error.strerror or error}") from error
     return written
 
 
-@contextlib.contextmanager
-def worker_map(workers: int) -> Iterator[Callable[..., Iterable[int]]]:
-    """A ``map`` that shares its work among processes; one worker is this process."""
-    if workers == 1:
-        yield map
-        return
-    # spawned: a fork of a process in which OpenCV or torch has started threads may hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def draw_person_photos(task: tuple[Path, int, int, int, int]) -> int:
+def draw_person_photos(tasks: list[tuple[Path, int, int, int, int]]) -> int:
     """Write the missing ones of one person's photos (data_path, seed, index, photos, small_every); returns how many."""
-    data_path, seed, index, photos, small_every = task
+    ((data_path, seed, index, photos, small_every),) = tasks
     name = f"drawn_{index:03d}"
     paths = {number: data_path / name / f"{name}_{number:04d}.jpg" for number in range(1, photos + 1)}
     missing = {number: path for number, path in paths.items() if not path.exists()}

@@ -28,7 +28,6 @@ from Data_preprocessing.manifest import (
     space_per_photo,
     write_manifest,
 )
-from Data_preprocessing.mask_drawing import check_kinds
 from Data_preprocessing.photo_files import decode_photo, photos_of, write_jpeg
 from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, AlignmentSettings, align_and_mask
 from Script_tools.chip_geometry import PADDING
@@ -151,8 +150,6 @@ def process_photos(
     outputs were made with other settings (a cache is made anew then), another run is writing them, the landmark model
     is missing, a worker died, or nothing can be written.
     """
-    if settings.mask_kinds:
-        check_kinds(settings.mask_kinds)
     if not isinstance(photos, Iterator):
         photos = sorted(set(photos), key=sort_key)
         total = len(photos)

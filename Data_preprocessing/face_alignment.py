@@ -178,7 +178,6 @@ class FaceAligner:
         self,
         predictor_path: str | Path,
         image_size: int,
-        chain: str = "hog",
         padding: float = PADDING,
         detector: str = "dlib",
         landmarks: bool = True,
@@ -188,7 +187,6 @@ class FaceAligner:
         Args:
             predictor_path: dlib's 68-landmark model. A CNN detector may lie beside it.
             image_size: side of the chips in px.
-            chain: key of ``CHAINS``: which detectors are tried, in order, until one finds a face.
             padding: room around the face, as a share of its size.
             detector: 'dlib' or 'yunet', whose five points align the face; chains of the same names are its own.
             landmarks: whether each face's are asked for. Where they are not, YuNet does without the landmark model,
@@ -205,7 +203,7 @@ class FaceAligner:
                 "another machine and copy the faces and the folder cache, which holds the test faces, from there."
             ) from error
 
-        self.image_size, self.chain, self.padding = image_size, chain, padding
+        self.image_size, self.padding = image_size, padding
         self.chains = YUNET_CHAINS if detector == "yunet" else CHAINS
         yunet = find_opencv_model(YUNET_NAMES, YUNET) if detector == "yunet" else None
         self.yunet, self.yunet_mark = yunet and load_yunet(yunet), yunet and yunet.name
@@ -232,12 +230,12 @@ class FaceAligner:
             raise DataError(f"{path} is a model of {points} landmarks; the one with 68 is needed: {url}")
         return predictor
 
-    def align(self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None) -> AlignedFace | None:
+    def align(self, photo: np.ndarray, chain: str = "hog", inside: Box | None = None) -> AlignedFace | None:
         """The face nearest the middle, as ``align_each`` gives it; None if no detector of the chain finds one."""
         return next(iter(self.align_each(photo, chain, inside)), None)
 
     def align_each(
-        self, photo: np.ndarray, chain: str | None = None, inside: Box | None = None, which: str = "middle"
+        self, photo: np.ndarray, chain: str = "hog", inside: Box | None = None, which: str = "middle"
     ) -> list[AlignedFace]:
         """Align faces of a photo.
 
@@ -247,7 +245,7 @@ class FaceAligner:
 
         Args:
             photo: (H, W, 3) uint8 RGB.
-            chain: key of ``CHAINS``, in place of the aligner's own.
+            chain: key of ``CHAINS``: which detectors are tried, in order, until one finds a face.
             inside: only a face whose box has its middle in this box counts.
             which: of several faces: key of ``WHICH``.
 
@@ -255,7 +253,7 @@ class FaceAligner:
             One face, or all of them, the nearest to the middle first; none if no detector of the chain finds one.
         """
         photo = np.ascontiguousarray(photo)
-        faces, detector = self.find(photo, chain or self.chain, inside)
+        faces, detector = self.find(photo, chain, inside)
         aligned = []
         for face in WHICH[which](faces, photo.shape):
             cut = self.cut_by_points if face.points is not None else self.cut_by_landmarks
@@ -299,7 +297,7 @@ class FaceAligner:
         return chip, landmarks.astype(np.float32), back.astype(np.float32)
 
     def align_turned(
-        self, photo: np.ndarray, chain: str | None = None, which: str = "middle"
+        self, photo: np.ndarray, chain: str = "hog", which: str = "middle"
     ) -> tuple[list[AlignedFace], int]:
         """``align_each``, of the photo as it lies or, where only that shows an upright face, turned; and how many
         quarters it was turned, anticlockwise (as ``np.rot90`` does).

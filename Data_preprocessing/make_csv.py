@@ -1,20 +1,18 @@
-"""Step 3: index of aligned faces: <name>/<id>.jpg -> a CSV file with the columns id,name,class.
+"""Index of aligned faces: <name>/<id>.jpg -> a CSV file with the columns id,name,class.
 
 Make_csv_file_mask.py and Make_csv_file_notmask.py call this with the paths of their config.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.packed_faces import is_pack
 from Data_preprocessing.photo_files import person_folders, photos_of, survey
 from Script_tools.files import DataError, file_errors, refuse_to_replace, user_path, write_whole
-from Script_tools.script import ScriptParser, run_script
+from Script_tools.script import ScriptParser
 from Script_tools.settings import add_config_arguments, config_from_args
 
 COLUMNS = ["id", "name", "class"]
@@ -84,7 +82,3 @@ def main(argv=None, config_name: str = "config_mask", description: str | None = 
     csv_path = args.csv_path or csv_path
     with file_errors(csv_path):
         return make_csv(data_path, csv_path)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,11 +1,10 @@
 """Masks and attention targets: outlines -> pixels. OpenCV only, no dlib.
 
-A new kind of mask is functions that give its outline and draw it, and a line in ``MASK_KINDS``; one that is worn like
-the others here needs only a fabric, see ``mask_fabrics``, and a line in ``WORN_KINDS``.
+A new kind of mask is a line in ``MASK_KINDS`` and one in ``mask_kinds.WORN_KINDS``, with a fabric of ``mask_fabrics``.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -13,7 +12,6 @@ import numpy as np
 
 from Data_preprocessing.mask_geometry import face_outline, flat_mask_outline
 from Data_preprocessing.mask_kinds import SUBPIXEL_BITS, Colour, WornMask, draw_worn, fit_worn, subpixel
-from Script_tools.files import DataError
 
 DRAWING = 2  # of the worn masks, to be raised with every change of what is drawn: cached test faces are made anew then
 # RGB, roughly the masks one meets in the street
@@ -31,8 +29,6 @@ MASK_COLOURS: dict[str, Colour] = {
     "beige": (205, 180, 150),
     "olive": (95, 100, 65),
 }
-
-
 SURGICAL_COLOURS = {
     "light blue": (165, 205, 228),
     "pale blue": (190, 218, 232),
@@ -69,61 +65,14 @@ class MaskChoice(NamedTuple):
     seed: int = 0
 
 
-class MaskKind(NamedTuple):
-    """One kind of mask.
-
-    ``fit(landmarks, choice)`` says how it sits on a face; the two others take that, ``draw`` once, as it uses up the
-    choice's random numbers. ``below(fit)`` gives the (N, 2) polygon that the attention target loses, with all below it;
-    ``draw(image, fit, choice)`` returns a new image with the mask on it. ``colours``: those to choose from.
-    """
-
-    fit: Callable[[np.ndarray, MaskChoice], np.ndarray | WornMask]
-    below: Callable[[np.ndarray | WornMask], np.ndarray]
-    draw: Callable[[np.ndarray, np.ndarray | WornMask, MaskChoice], np.ndarray]
-    colours: dict[str, Colour]
-
-
-def fit_flat(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
-    """(13, 2): jaw points 2..14, whatever the choice."""
-    return flat_mask_outline(landmarks)
-
-
-def flat_below(outline: np.ndarray) -> np.ndarray:
-    """The outline itself."""
-    return outline
-
-
-def draw_flat(image: np.ndarray, outline: np.ndarray, choice: MaskChoice) -> np.ndarray:
-    """The recipe's mask: one polygon in one colour."""
-    return fill(image.copy(), outline, choice.colour, cv2.LINE_AA)
-
-
-def fit_worn_choice(landmarks: np.ndarray, choice: MaskChoice) -> WornMask:
-    """How a mask that is not flat sits."""
-    return fit_worn(landmarks, choice.kind, choice.seed)
-
-
-def worn_below(mask: WornMask) -> np.ndarray:
-    """(N, 2) outline of all below the upper edge of a mask that is not flat."""
-    return mask.shape.below()
-
-
-def draw_worn_choice(image: np.ndarray, mask: WornMask, choice: MaskChoice) -> np.ndarray:
-    """A mask that is not flat, in the photo's light."""
-    return draw_worn(image, mask, choice.kind, choice.colour)
-
-
-def _worn_kind(colours: dict[str, Colour]) -> MaskKind:
-    return MaskKind(fit_worn_choice, worn_below, draw_worn_choice, colours)
-
-
-MASK_KINDS: dict[str, MaskKind] = {
-    "flat": MaskKind(fit_flat, flat_below, draw_flat, MASK_COLOURS),
-    "surgical": _worn_kind(SURGICAL_COLOURS),
-    "cloth": _worn_kind(MASK_COLOURS),
-    "printed": _worn_kind(MASK_COLOURS),
-    "black": _worn_kind(BLACK_COLOURS),
-    "respirator": _worn_kind(RESPIRATOR_COLOURS),
+# kind -> the colours to choose from
+MASK_KINDS: dict[str, dict[str, Colour]] = {
+    "flat": MASK_COLOURS,
+    "surgical": SURGICAL_COLOURS,
+    "cloth": MASK_COLOURS,
+    "printed": MASK_COLOURS,
+    "black": BLACK_COLOURS,
+    "respirator": RESPIRATOR_COLOURS,
 }
 ALL_KINDS = tuple(MASK_KINDS)
 
@@ -143,29 +92,15 @@ def mask_rng(seed: int, relative_path: str) -> np.random.Generator:
 
 
 def choose_mask(seed: int, relative_path: str, kinds: Sequence[str] = ("flat",)) -> MaskChoice:
-    """The mask of the photo ``person/file``: the same for the same seed, path and kinds, on any machine.
-
-    Raises DataError for a kind that is not in ``MASK_KINDS``.
-    """
+    """The mask of the photo ``person/file``: the same for the same seed, path and kinds, on any machine."""
     return random_mask(mask_rng(seed, relative_path), kinds)
 
 
 def random_mask(rng: np.random.Generator, kinds: Sequence[str] = ("flat",)) -> MaskChoice:
-    """A mask of one of the ``kinds``, each as likely as the others.
-
-    Raises DataError for a kind that is not in ``MASK_KINDS``.
-    """
-    check_kinds(kinds)
+    """A mask of one of the ``kinds``, each as likely as the others."""
     kind = kinds[rng.integers(len(kinds))]
-    colours = list(MASK_KINDS[kind].colours.values())
+    colours = list(MASK_KINDS[kind].values())
     return MaskChoice(kind, colours[rng.integers(len(colours))], int(rng.integers(2**31)))
-
-
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise DataError, naming the known ones, unless ``kinds`` are one or more keys of ``MASK_KINDS``."""
-    unknown = [kind for kind in kinds if kind not in MASK_KINDS]
-    if unknown or not kinds:
-        raise DataError(f"Mask kinds {list(kinds)}: choose one or more of {', '.join(MASK_KINDS)}")
 
 
 def draw_mask(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray:
@@ -178,8 +113,7 @@ def draw_mask(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> n
     Returns:
         (H, W, 3) uint8 RGB, a new array.
     """
-    kind = MASK_KINDS[choice.kind]
-    return kind.draw(image, kind.fit(landmarks, choice), choice)
+    return _draw_fitted(image, _fit(landmarks, choice), choice)
 
 
 def draw_attention_target(landmarks: np.ndarray, size: int, choice: MaskChoice | None) -> np.ndarray:
@@ -193,24 +127,37 @@ def draw_attention_target(landmarks: np.ndarray, size: int, choice: MaskChoice |
     """
     if choice is None:
         return _whole_face(landmarks, size)
-    kind = MASK_KINDS[choice.kind]
-    return _face_above(landmarks, size, kind.below(kind.fit(landmarks, choice)))
+    return _face_above(landmarks, size, _fit(landmarks, choice))
 
 
 def draw_mask_and_target(image: np.ndarray, landmarks: np.ndarray, choice: MaskChoice) -> tuple[np.ndarray, np.ndarray]:
     """What ``draw_mask`` and ``draw_attention_target`` give for an (S, S, 3) uint8 face; the mask is fitted once."""
-    kind = MASK_KINDS[choice.kind]
-    fit = kind.fit(landmarks, choice)
-    return kind.draw(image, fit, choice), _face_above(landmarks, len(image), kind.below(fit))
+    fit = _fit(landmarks, choice)
+    return _draw_fitted(image, fit, choice), _face_above(landmarks, len(image), fit)
+
+
+def _fit(landmarks: np.ndarray, choice: MaskChoice) -> np.ndarray | WornMask:
+    """How the mask sits on the face: of a flat one its (13, 2) outline, whatever the choice."""
+    if choice.kind == "flat":
+        return flat_mask_outline(landmarks)
+    return fit_worn(landmarks, choice.kind, choice.seed)
+
+
+def _draw_fitted(image: np.ndarray, fit: np.ndarray | WornMask, choice: MaskChoice) -> np.ndarray:
+    """A new image with the mask on it. A worn one's ``fit`` serves once: drawing uses up its random numbers."""
+    if choice.kind == "flat":
+        return fill(image.copy(), fit, choice.colour, cv2.LINE_AA)
+    return draw_worn(image, fit, choice.kind, choice.colour)
 
 
 def _whole_face(landmarks: np.ndarray, size: int) -> np.ndarray:
     return fill(np.zeros((size, size), np.uint8), face_outline(landmarks), 255)
 
 
-def _face_above(landmarks: np.ndarray, size: int, below: np.ndarray) -> np.ndarray:
-    """The face less the polygon ``below`` and what lies under it: (size, size) uint8, 0 or 255."""
+def _face_above(landmarks: np.ndarray, size: int, fit: np.ndarray | WornMask) -> np.ndarray:
+    """The face less the mask and what lies below its upper edge: (size, size) uint8, 0 or 255."""
     face = _whole_face(landmarks, size)
+    below = fit.shape.below() if isinstance(fit, WornMask) else fit
     mask = fill(np.zeros((size, size), np.uint8), below, 255)
     return cv2.bitwise_and(face, cv2.bitwise_not(spread_down(mask)))
 

@@ -3,7 +3,7 @@
 import os
 import struct
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from Data_preprocessing.photo_files import FORMATS
 
@@ -48,9 +48,5 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _pillow_size(path: str) -> tuple[int, int]:
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return image.size
-    except UnidentifiedImageError:  # photos from the web are named .jpg whatever they are
-        with Image.open(path, formats=FORMATS) as image:  # those that will be read
-            return image.size
+    with Image.open(path, formats=FORMATS) as image:  # photos from the web are named .jpg whatever they are
+        return image.size

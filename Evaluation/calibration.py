@@ -18,9 +18,8 @@ from config_mask import config as default_config
 from Data_loader.Data_loader_facenet_mask import face_loader
 from Data_preprocessing.photo_files import person_folders, survey
 from Evaluation.embed import FaceOutputs, read_faces
-from Evaluation.scores import PROTOCOLS
 from Evaluation.sources import Source, choose_photos, drawn_source, read_wears, real_source
-from Evaluation.thresholds import LEAST_STRANGERS, SIDES, strictest
+from Evaluation.thresholds import LEAST_STRANGERS, PROTOCOLS, SIDES, strictest
 from Models.checkpoint import (
     checkpoint_to_change,
     faces_of,

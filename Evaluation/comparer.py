@@ -11,13 +11,12 @@ from Data_preprocessing.find_face import NoAnswer
 from Data_preprocessing.photo_files import photos_in
 from Evaluation.face_cache import FaceCache
 from Evaluation.face_reader import Face, FaceReader
-from Evaluation.thresholds import decide, protocol_of
+from Evaluation.thresholds import PROTOCOLS, decide, protocol_of
 from Models.checkpoint import SHIPPED, as_written
 from Script_tools.script import choose_device
 from Script_tools.settings import ROOT, config
 
 FAR = 1e-3  # of strangers that may pass for the same person, where nothing else is asked for
-SIDES = ("unmasked", "masked", "cross")
 
 
 class Comparer(FaceReader):
@@ -45,9 +44,9 @@ class Comparer(FaceReader):
         super().__init__(path, predictor_path, device or choose_device(), average_flip, which)
         with as_written(path):
             if far is None and self.thresholds:
-                far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in SIDES))
+                far = max(FAR, *(self.thresholds[protocol][-1]["far"] for protocol in PROTOCOLS))
             self.far = far
-            for protocol in SIDES if self.thresholds else ():
+            for protocol in PROTOCOLS if self.thresholds else ():
                 decide(0.0, self.thresholds[protocol], far)
 
     def limit(self, protocol: str) -> float:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from Models.mask_head import with_features
+
 
 class FaceOutputs(NamedTuple):
     """embeddings: (N, D) float32, rows of norm 1. attention: (N, h, w) float32 0..1; None without the branch.
@@ -36,7 +38,7 @@ def read_faces(
     embeddings, attention, features = [], [], []
     for batch in batches:
         batch = batch.to(device).contiguous()
-        embedding, maps, pooled = _outputs(network, batch)
+        embedding, maps, pooled = with_features(network, batch)
         if flip:
             embedding = with_mirrored(network, batch, embedding)
         embeddings.append(embedding.cpu().numpy())
@@ -46,17 +48,6 @@ def read_faces(
     return FaceOutputs(
         np.concatenate(embeddings), np.concatenate(attention) if attention else None, np.concatenate(features)
     )
-
-
-def _outputs(network: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Embeddings, attention maps, and the pooled features that the mask head reads."""
-    seen = []
-    hook = network.pooled.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        embedding, attention = network(images)
-    finally:
-        hook.remove()
-    return embedding, attention, seen[0]
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import numpy as np
 from Data_preprocessing.find_face import digest_of
 from Script_tools.files import DataError
 
-READING = 2  # to be raised with every change of how a photo's face is found, cut out and embedded
+READING = 3  # to be raised with every change of how a photo's face is found, cut out and embedded
 ASKED_AT_ONCE = 500  # keys; SQLite takes 999 in a question
 
 

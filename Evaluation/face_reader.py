@@ -22,7 +22,6 @@ from Script_tools.files import DataError
 from Script_tools.workers import keep_freed_memory, map_chunks, usable_processors
 
 CHUNK = 16  # photos that a worker finds faces in, and that pass the network, at a time
-WRITTEN_AS = {"middle": False, "largest": True}  # in the keys of faces kept before there was 'all'
 FEW = 64  # photos for which starting workers takes longer than they save
 # the same where workers embed as well, for each imports torch; and how many there are at most unless told: each takes
 # 0.7 GB of its own with the shipped network
@@ -111,7 +110,7 @@ class FaceReader:
             self.flip = self.thresholds["average_flip"] if self.thresholds else average_flip
         # of the file as it was read: a training may put another one in its place
         self.digest, models = file_digest(path), (model_mark(predictor_path), self.aligner.yunet_mark)
-        self.key = reader_key(self.digest, self.cut, models, self.flip, WRITTEN_AS.get(which, which))
+        self.key = reader_key(self.digest, self.cut, models, self.flip, which)
 
     def read(self, path: str | Path) -> Face:
         """The face of a photo; of all that are taken the one nearest the middle. Raises NoAnswer if the photo cannot be
@@ -124,17 +123,6 @@ class FaceReader:
         seen = faces_as_seen(self.network, images, self.device)[0]
         parts = found.aligned, seen, outputs.embeddings[0], attention, masked, found.quarters, TAKEN[self.which]
         return Face(str(path), found.photo, *parts)
-
-    def read_many(
-        self,
-        paths: Sequence[str | Path],
-        cache: FaceCache | None = None,
-        workers: int | None = None,
-        desc: str = "faces",
-    ) -> list[Face | NoAnswer]:
-        """The face of each photo, as ``read_each`` gives it, or why it has none, in order."""
-        answers = self.read_each(paths, cache, workers, desc)
-        return [answer if isinstance(answer, NoAnswer) else answer[0] for answer in answers]
 
     def read_each(
         self,
@@ -231,8 +219,7 @@ class FaceReader:
                 rows.append(({"no_answer": str(faces).replace(path, "{path}")}, None))
                 continue
             records = [record_of(face, masked, number) for number, face in enumerate(faces, start=begin)]
-            record = {"each": records} if self.which == "all" else records[0]
-            rows.append((record, outputs.embeddings[begin : begin + len(faces)].ravel()))
+            rows.append(({"each": records}, outputs.embeddings[begin : begin + len(faces)].ravel()))
             begin += len(faces)
         return rows
 
@@ -267,7 +254,7 @@ def answer_of(path: str, record: dict, embeddings: np.ndarray | None, taken: str
     """The faces, or why there are none, of what the cache keeps."""
     if "no_answer" in record:
         return NoAnswer(record["no_answer"].replace("{path}", path))
-    faces, records = [], record.get("each", [record])
+    faces, records = [], record["each"]
     for one, embedding in zip(records, embeddings.reshape(len(records), -1), strict=True):
         aligned = AlignedFace(None, None, tuple(one["box"]), one["faces"], None, one["detector"])
         faces.append(Face(path, None, aligned, None, embedding, None, one["masked"], one["quarters"], taken))

@@ -8,11 +8,10 @@ import torch
 from Data_loader.lfw_pairs import PairSet
 from Evaluation.embed import Gather, embed_faces
 from Evaluation.pictures import plot_roc
+from Evaluation.thresholds import PROTOCOLS
 from Script_tools.files import DataError
 from Script_tools.settings import ROOT
 
-# which faces stand on the two sides of a pair
-PROTOCOLS = {"unmasked": ("unmasked", "unmasked"), "masked": ("masked", "masked"), "cross": ("unmasked", "masked")}
 AS_IS = {"as is": ("unmasked", "unmasked")}  # of photos of real masks
 FAR_TARGETS = {"tar_1e-3": 1e-3, "tar_1e-2": 1e-2}
 MIN_PAIRS = 100  # an AUC of 0.8 from 50 + 50 pairs has a standard error of 0.04 (Hanley and McNeil 1982)
@@ -163,14 +162,14 @@ def summarise(distances: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> t
 
 
 def evaluate_pairs(
-    model: torch.nn.Module, test_set, device: torch.device, flip: bool = False, gather: Gather | None = None
+    model: torch.nn.Module, test_set, device: torch.device, gather: Gather | None = None
 ) -> tuple[dict, dict]:
     """Score ``model`` on a test set (as Data_loader_facenet_mask gives it) in the three protocols.
 
     Returns:
         {protocol: summary}, {protocol: Evaluation}; see ``summarise``. Skipped pairs are in each summary.
     """
-    return score_pairs(test_set.pairs, pair_distances(model, test_set, device, flip, gather=gather))
+    return score_pairs(test_set.pairs, pair_distances(model, test_set, device, gather=gather))
 
 
 def pair_distances(

@@ -7,17 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data_loader.lfw_pairs import SUITES, cache_folders, claim
-from Data_preprocessing.align_photos import process_photos
-from Data_preprocessing.manifest import OutputFolders, read_manifest
+from Data_loader.lfw_pairs import SUITES, cache_folders, fill_cache
+from Data_preprocessing.manifest import OutputFolders
 from Data_preprocessing.photo_files import photos_of
 from Data_preprocessing.photo_images import AlignmentSettings
 from Evaluation.embed import FaceOutputs
-from Evaluation.scores import PROTOCOLS
-from Evaluation.thresholds import SIDES, Strangers, all_pairs
+from Evaluation.thresholds import PROTOCOLS, SIDES, Strangers, all_pairs
 from Script_tools.files import DataError
-from Script_tools.run_lock import when_free
-from Script_tools.workers import usable_processors
 
 REAL_MASKS = {"mask_kinds": (), "chain": "full"}  # none is drawn; a photo without a face that is found does not count
 
@@ -70,7 +66,6 @@ def align(
     how = {"padding": config["padding"], "detector": config["detector"], **how}
     cut = how["padding"], how["detector"]
     outputs = cache_folders(data_path, config["cache_path"], config["image_size"], config["test_seed"], suite, *cut)
-    claim(outputs, data_path)
     settings = AlignmentSettings(
         data_path,
         outputs,
@@ -80,9 +75,7 @@ def align(
         check_content=True,
         **how,
     )
-    what = f"faces of {data_path.name}"
-    when_free(lambda: process_photos(settings, photos, usable_processors(), what), what)
-    manifest = read_manifest(outputs.manifest)
+    manifest = fill_cache(settings, photos)
     rows = [manifest[photo] for photo in photos if manifest[photo].status == "ok"]
     if not rows:
         raise DataError(f"Not one face was found in the {len(photos)} photos of {data_path}.")

@@ -18,6 +18,8 @@ LEAST_STRANGERS = math.ceil(MIN_FALSE_ACCEPTS * MARGIN / FARS[0])
 BLOCK_PAIRS = 1 << 23  # whose distances are computed at once: about 300 MB
 CELLS = 1 << 20  # into which a distance of 1 is divided to count strangers
 SIDES = ("unmasked", "masked")
+# which faces stand on the two sides of a pair
+PROTOCOLS = {"unmasked": ("unmasked", "unmasked"), "masked": ("masked", "masked"), "cross": ("unmasked", "masked")}
 
 
 class Verdict(NamedTuple):

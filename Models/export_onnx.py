@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Models.attention_modules import ScaledConv2d
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint
+from Models.mask_head import with_features
 from Script_tools.chip_geometry import chip_points
 from Script_tools.files import DataError, file_errors, sha256_of, write_whole
 from Script_tools.script import ScriptParser, run_script
@@ -121,15 +122,11 @@ class OutputTensors(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(N, 3, S, S) float32 -> embedding and, where there are such, attention and (N,) mask."""
-        seen = []
-        hook = self.network.pooled.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            outputs = tuple(output for output in self.network(images) if output is not None)
-        finally:
-            hook.remove()
+        embedding, attention, features = with_features(self.network, images)
+        outputs = (embedding,) if attention is None else (embedding, attention)
         if not self.mask_head:
             return outputs
-        return (*outputs, torch.sigmoid(seen[0].float() @ self.weight + self.bias).flatten())
+        return (*outputs, torch.sigmoid(features.float() @ self.weight + self.bias).flatten())
 
 
 def in_half_precision(model: bytes) -> bytes:

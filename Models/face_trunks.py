@@ -80,8 +80,6 @@ class FaceTrunks(nn.Module):
     Raises DataError if a value is none of those.
     """
 
-    activation_checkpointing = False
-
     def __init__(self, trunk: str, attention: str = "supervised", padding: float = PADDING, dlib_weight: float = 0.65):
         super().__init__()
         if trunk not in TRUNKS:

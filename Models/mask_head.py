@@ -62,6 +62,19 @@ def fit_mask_head(
     return {**head, "accuracy": accuracy, "recall": recall, "false_alarms": false_alarms, "faces": int(kept.sum())}
 
 
+def with_features(
+    network: torch.nn.Module, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """What the network gives of images: embeddings, attention maps, and the pooled features that the head reads."""
+    seen = []
+    hook = network.pooled.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        embedding, attention = network(images)
+    finally:
+        hook.remove()
+    return embedding, attention, seen[0]
+
+
 def mask_probability(features: np.ndarray, head: dict) -> np.ndarray:
     """(N,) float64 0..1: how sure the head is that each of the (N, F) features is of a masked face."""
     score = features.astype(np.float64) @ head["weight"].double().numpy() + head["bias"]

@@ -168,8 +168,6 @@ def with_length(final: dict, given: set[str]) -> dict:
 
 def typed(key: str, text: str, default: object) -> object:
     """The command-line ``text`` as a value of the type that the config key's default has."""
-    if not isinstance(text, str):  # a script's own option of the same name has parsed it already
-        return text
     if key in PATH_KEYS:
         return None if text == "None" else str(user_path(text))
     if isinstance(default, str):

@@ -47,16 +47,12 @@ def saved_position(position: Position, order: dict) -> dict:
     return {**plain._asdict(), "order": order}
 
 
-def position_of(checkpoint: dict, order: dict, train_people: list[str]) -> tuple[Position, str]:
-    """Where in its epoch the run is to go on, and what to tell the user about it. ``order``: of the triplets now.
+@as_written("the checkpoint")
+def position_of(checkpoint: dict, here: dict, train_people: list[str]) -> tuple[Position, str]:
+    """Where in its epoch the run is to go on, and what to tell the user about it; ``here``: ``order_of`` them now.
 
     If the triplets would come in another order now, the epoch begins anew with the weights as they are.
     """
-    with as_written("the checkpoint"):
-        return _position_of(checkpoint, order, train_people)
-
-
-def _position_of(checkpoint: dict, here: dict, train_people: list[str]) -> tuple[Position, str]:
     saved, epoch = checkpoint.get("position"), checkpoint["progress"]["epoch"] + 1
     if saved is None:
         return Position(), f"Going on after epoch {epoch - 1}."

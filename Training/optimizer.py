@@ -65,12 +65,6 @@ def rate_share(decay: str, done: float) -> float:
     return min(1.0, done / WARMUP) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: list, epoch: int, share: float = 1.0) -> None:
-    """Give the optimizer ``share`` of the schedule's rate; called before the first step of an epoch, or every step."""
-    for group in optimizer.param_groups:
-        group["lr"] = scheduled_rate(schedule, epoch) * share
-
-
 def decayed_rate(optimizer: torch.optim.Optimizer) -> float:
     """The rate of the last step after Adagrad's own decay, lr / (1 + (steps - 1) * lr_decay); else the plain rate."""
     group = optimizer.param_groups[0]

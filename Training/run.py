@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from Evaluation.pictures import plot_learning_curves, plot_roc
-from Evaluation.scores import PROTOCOLS, format_table
+from Evaluation.scores import format_table
+from Evaluation.thresholds import PROTOCOLS
 from Models.checkpoint import load_checkpoint, save_checkpoint
 from Script_tools.files import DataError, file_errors, free_space, replacing, write_whole
 from Script_tools.run_lock import locked

@@ -33,7 +33,7 @@ from Training.distributed import gather_rows, normalised_together, rank, world_s
 from Training.doubles import look_alikes, told
 from Training.interruption import order_of
 from Training.learner import Learner
-from Training.optimizer import make_optimizer, rate_share, set_learning_rate
+from Training.optimizer import make_optimizer, rate_share, scheduled_rate
 from Training.state import IDENTITY_FILE, TEACHER_MEAN, differing, names_that_tell_nothing, people_seen
 from Training.step import Objective, half_precision
 from Training.teacher_targets import Teacher
@@ -270,4 +270,6 @@ def set_rate(optimizer: torch.optim.Optimizer, config: dict, epoch: int, num_bat
     ``num_batches`` are those of the whole epoch, also where a run goes on in the middle of one.
     """
     done = (epoch + (batch + 1) / num_batches) / config["epochs"]
-    set_learning_rate(optimizer, config["learning_rate_schedule"], epoch, rate_share(config["rate_decay"], done))
+    rate = scheduled_rate(config["learning_rate_schedule"], epoch) * rate_share(config["rate_decay"], done)
+    for group in optimizer.param_groups:
+        group["lr"] = rate

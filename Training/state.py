@@ -170,25 +170,25 @@ def training_state(
     }
 
 
+@as_written("the checkpoint")
 def restore(checkpoint: dict, learner: Learner) -> dict:
     """Put network, optimizer, gradient scaler and random states back as saved; returns the progress.
 
     Raises DataError where the checkpoint, which must have the parts RESUMED, does not fit.
     """
-    with as_written("the checkpoint"):
-        load_weights(learner.tested, checkpoint["model"], "the checkpoint")
-        keep_straightener(learner.tested, checkpoint, "the checkpoint")
-        if learner.average is not None:
-            learner.network.load_state_dict(checkpoint["learning"])
-        restore_optimizer(checkpoint["optimizer"], learner.optimizer)
-        if learner.scaler.is_enabled() and checkpoint.get("scaler"):
-            learner.scaler.load_state_dict(checkpoint["scaler"])
-        torch.set_rng_state(checkpoint["random_state"])
-        if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])
-        progress = checkpoint["progress"]
-        chosen_on = {"chosen_on": str(progress["chosen_on"])} if "chosen_on" in progress else {}
-        return {key: kind(progress[key]) for key, kind in PROGRESS.items()} | chosen_on
+    load_weights(learner.tested, checkpoint["model"], "the checkpoint")
+    keep_straightener(learner.tested, checkpoint, "the checkpoint")
+    if learner.average is not None:
+        learner.network.load_state_dict(checkpoint["learning"])
+    restore_optimizer(checkpoint["optimizer"], learner.optimizer)
+    if learner.scaler.is_enabled() and checkpoint.get("scaler"):
+        learner.scaler.load_state_dict(checkpoint["scaler"])
+    torch.set_rng_state(checkpoint["random_state"])
+    if len(checkpoint["cuda_random_states"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(checkpoint["cuda_random_states"])
+    progress = checkpoint["progress"]
+    chosen_on = {"chosen_on": str(progress["chosen_on"])} if "chosen_on" in progress else {}
+    return {key: kind(progress[key]) for key, kind in PROGRESS.items()} | chosen_on
 
 
 def restore_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:

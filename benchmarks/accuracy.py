@@ -31,7 +31,7 @@ from Data_loader.augmentation import tight_photo, within
 from Data_loader.Data_loader_facenet_mask import V9_train_dataloader
 from Data_preprocessing.mask_drawing import ALL_KINDS, DRAWING
 from Evaluation.embed import embed_faces
-from Evaluation.scores import PROTOCOLS
+from Evaluation.thresholds import PROTOCOLS
 from Losses.Attention_loss import attention_iou, resize_target
 from Models.checkpoint import faces_of, load_checkpoint, network_from_checkpoint
 from Models.face_trunks import FaceTrunks

@@ -77,7 +77,7 @@ def run_apart(name: str, args: argparse.Namespace, seconds: float) -> dict:
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            code = process.wait(timeout=max(5, seconds))
+            code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             code = None
         finally:

@@ -271,7 +271,7 @@ def profile(plan: Plan, depth: int, side: int, batch: int) -> dict:
     steps = 1 if plan.tiny else 3
     with silence():
         train_one_epoch(learner, Batches([data] * steps))
-        with torch.profiler.profile(activities=kinds) as found:
+        with torch.profiler.profile(activities=kinds, acc_events=True) as found:
             train_one_epoch(learner, Batches([data] * steps))
             synchronize(plan.device)
     attribute = "self_device_time_total" if cuda else "self_cpu_time_total"

@@ -20,8 +20,8 @@ from Data_loader.Data_loader_facenet_mask import face_loader
 from Data_preprocessing.pairs_file import read_pairs
 from Data_preprocessing.photo_files import person_folders
 from Evaluation.embed import FaceOutputs, read_faces
-from Evaluation.scores import PROTOCOLS
 from Evaluation.sources import Source, choose_photos, drawn_source, read_wears, real_source
+from Evaluation.thresholds import PROTOCOLS
 from Models.checkpoint import SHIPPED, faces_of, load_checkpoint, network_from_checkpoint
 from Script_tools.files import DataError
 from Script_tools.script import ScriptParser, choose_device, run_script

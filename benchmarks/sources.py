@@ -22,8 +22,9 @@ from Data_loader.Data_loader_facenet_mask import LFWestMask_dataloader, face_loa
 from Data_loader.lfw_pairs import SUITES, TestSet
 from Data_preprocessing.mask_drawing import drawing_of
 from Data_preprocessing.pairs_file import read_pairs
-from Evaluation.scores import PROTOCOLS, summarise
+from Evaluation.scores import summarise
 from Evaluation.sources import REAL_MASKS, align, read_wears
+from Evaluation.thresholds import PROTOCOLS
 
 SOURCES = ("lfw", "celeba", "real")
 NEAREST, FARTHEST = -1.0, 3.0  # beyond every distance of unit rows

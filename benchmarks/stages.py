@@ -94,7 +94,7 @@ def rate(number: float, work: Callable[[], object]) -> float:
 
 
 def clean(scene: Scene) -> list[Contest]:
-    """Step 1: the sizes of many photos."""
+    """Cleaning: the sizes of many photos."""
     paths = [scene.all_photos / photo for photo in iter_photos(scene.all_photos)]
     some = random.Random(0).sample(paths, min(len(paths), round(400 * scene.size)))
 
@@ -128,7 +128,7 @@ def remove_images(outputs: OutputFolders) -> None:
 
 
 def align(scene: Scene) -> list[Contest]:
-    """Step 2 in one process."""
+    """Aligning in one process."""
     settings, theirs = settings_for(scene, "ours"), output_folders(scene.folder, "baseline")
     aligner = aligner_for(settings.predictor_path, settings.image_size)
     # many, so that a photo in which nothing is found, and which is searched twice, weighs about what it does in LFW
@@ -161,7 +161,7 @@ def align(scene: Scene) -> list[Contest]:
 
 
 def workers(scene: Scene) -> list[Contest]:
-    """Step 2 in one process a core against one process; starting and ending the processes is not counted."""
+    """Aligning in one process a core against one process; starting and ending the processes is not counted."""
     cores = usable_processors()
     settings = settings_for(scene, "workers")
     photos = list(iter_photos(scene.photos))

@@ -44,7 +44,7 @@ from Training import distributed
 from Training import run as training_run
 from Training import setup as training_setup
 from Training.learner import Learner
-from Training.optimizer import decayed_rate, make_optimizer, set_learning_rate
+from Training.optimizer import decayed_rate, make_optimizer
 from Training.run import TrainingRun
 from Training.setup import prepare_network
 from Training.state import restore, training_state
@@ -268,7 +268,7 @@ def test_float16_trains_with_a_scale_that_settles(old_card):
 def test_a_step_that_overflows_is_left_out_and_survived(name, old_card):
     scaler, network = make_scaler(DEVICE, "auto"), prepared(precision="auto")
     optimizer = make_optimizer(name, network.parameters())
-    set_learning_rate(optimizer, [(0, 1e-3)], 0)
+    optimizer.param_groups[0]["lr"] = 1e-3
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})
     before = weights_of(network)
     epoch(network, "auto", 1, optimizer, scaler=scaler)
@@ -288,7 +288,7 @@ def three_steps(name, device, scale):
     weights[0].data = weights[0].data.contiguous(memory_format=torch.channels_last)
     optimizer, scaler = make_optimizer(name, weights), torch.amp.GradScaler(device.type, scale, enabled=scale > 1)
     for number in range(3):
-        set_learning_rate(optimizer, [(0, 0.1), (2, 0.01)], number)
+        optimizer.param_groups[0]["lr"] = 0.1 if number < 2 else 0.01
         optimizer.zero_grad(set_to_none=True)
         wanted = [torch.randn(weight.shape, generator=rng).to(device) for weight in weights]
         loss = sum((weight * gradient).sum() for weight, gradient in zip(weights, wanted, strict=True))

@@ -39,6 +39,11 @@ CACHE = (
     "pairs = prepare_pairs('pairs.txt', 'test', 'cache', 64, 0, 'none', workers=2)\n"
     "assert len(pairs.index) == 24"
 )
+TRIPLETS = (
+    "import sys; sys.path.insert(0, sys.argv[1])\n"
+    "from Data_loader.triplets import load_triplets, read_index\n"
+    "load_triplets('index.csv', read_index('index.csv').classes, 1_000_000, 0)\n"
+)
 TEACHER = (
     "import sys; sys.path.insert(0, sys.argv[1])\n"
     "from Data_loader import teacher_descriptors as teacher\n"
@@ -129,7 +134,7 @@ JOBS = {
     ),
     "triplets": (
         ["index.csv"],
-        [script("Data_loader/triplets.py", "--train_data_index", "index.csv", "--num_train_triplets", "1000000")],
+        [[sys.executable, "-c", TRIPLETS, str(ROOT)]],
     ),
     "create_pairs": (
         ["many"],

@@ -23,7 +23,8 @@ from tests.conftest import ROOT, read_by
 from train_maskV9 import train_one_epoch
 from Training.epoch_figures import Tally
 from Training.learner import Learner
-from Training.optimizer import make_optimizer, scheduled_rate, set_learning_rate
+from Training.optimizer import make_optimizer, scheduled_rate
+from Training.setup import set_rate
 from Training.state import restore_optimizer
 from Training.step import Hard, Judged, Objective
 
@@ -197,7 +198,7 @@ def test_rates_follow_the_schedule_before_the_first_step():
     rates = [scheduled_rate(schedule, epoch) for epoch in (0, 18, 19, 59, 60, 89, 90, 119, 120, 159, 160, 189)]
     assert rates == [0.125, 0.125, 0.0625, 0.0625, 0.0155, 0.0155, 0.003, 0.003, 0.0001, 0.0001, 0.00006, 0.00006]
     optimizer = make_optimizer("adagrad", [torch.nn.Parameter(torch.ones(1))])
-    set_learning_rate(optimizer, schedule, 60)
+    set_rate(optimizer, config, 60, 5000, 0)
     assert optimizer.param_groups[0]["lr"] == 0.0155 and optimizer.param_groups[0]["lr_decay"] == 1e-4
 
 

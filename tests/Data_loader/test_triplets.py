@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from Data_loader import triplets as module
-from Data_loader.triplets import describe, load_triplets, main, random_triplets, read_index, table_path
+from Data_loader.triplets import load_triplets, random_triplets, read_index, table_path
 from Script_tools.files import DataError
 
 CLASSES = np.array([2, 0, 1, 2, 0, 3, 2, 1, 0, 2])  # unsorted; person 3 has one photo
@@ -169,8 +169,6 @@ def test_table_is_a_function_of_seed_and_epoch(index_path):
     assert (new[1] == new[2]).all()
     table_path(index_path, 50, 0).unlink()
     assert (load(index_path) == fixed).all()
-    with pytest.raises(DataError, match="seed = -1"):
-        load(index_path, seed=-1)
 
 
 def test_new_tables_are_not_stored(index_path):
@@ -219,17 +217,3 @@ def test_table_that_cannot_be_stored_is_used_all_the_same(index_path, monkeypatc
     monkeypatch.setattr(module, "replacing", read_only)
     assert (load(index_path) == good).all()
     assert "not stored" in capsys.readouterr().err and not path.exists()
-
-
-# --- the script --------------------------------------------------------------------------------------------------
-
-
-def test_script_builds_and_describes(index_path, capsys):
-    facts = main(["--train_data_index", str(index_path), "--num_train_triplets", "40"])
-    assert facts["triplets"] == 40 and facts["bytes"] == 40 * 3 * 8
-    assert facts["people"] == facts["index_people"] == 4 and facts["index_faces"] == 10
-    assert facts == describe(load(index_path, num=40), read_index(index_path))
-    text = capsys.readouterr().out
-    assert str(table_path(index_path, 40, 0)) in text and "10 faces of 4 people" in text
-    main(["--train_data_index", str(index_path), "--num_train_triplets", "30", "--triplets", "new", "--epoch", "3"])
-    assert "epoch 3's, not stored" in capsys.readouterr().out and not table_path(index_path, 30, 0).exists()

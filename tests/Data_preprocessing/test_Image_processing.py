@@ -1,4 +1,4 @@
-"""Step 2 as a whole: what is written, that it can be stopped and started anywhere, and that workers do not matter."""
+"""Aligning as a whole: what is written, that it can be stopped and started anywhere, and that workers do not matter."""
 
 import csv
 import os

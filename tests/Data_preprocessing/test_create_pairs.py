@@ -249,7 +249,7 @@ def test_lfw(tmp_path):
 
 
 def test_what_is_made_of_a_linked_folder_lies_beside_the_link(tmp_path, monkeypatch):
-    """Step 2 wrote beside the link, step 3 and the pairs beside what it leads to."""
+    """Image_processing wrote beside the link, Make_csv and the pairs beside what it leads to."""
     fill(tmp_path / "disk" / "photos", {"a": ["1.jpg", "2.jpg"], "b": ["1.jpg", "2.jpg"]})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "set").symlink_to(tmp_path / "disk" / "photos")

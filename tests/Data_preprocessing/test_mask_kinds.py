@@ -9,7 +9,6 @@ from Data_preprocessing.mask_drawing import (
     MaskChoice,
     draw_attention_target,
     draw_mask,
-    fit_worn_choice,
     random_mask,
 )
 from Data_preprocessing.mask_geometry import (
@@ -22,6 +21,7 @@ from Data_preprocessing.mask_geometry import (
     fitted_shape,
     flat_mask_outline,
 )
+from Data_preprocessing.mask_kinds import fit_worn
 from tests.Data_preprocessing.test_mask_drawing import LANDMARKS, SIZE, chip, inside
 
 WORN = ALL_KINDS[1:]
@@ -29,7 +29,11 @@ WORN = ALL_KINDS[1:]
 
 def mask_outline(landmarks, choice):
     """(N, 2) polygon that a mask covers; ear loops and shadow lie outside it."""
-    return flat_mask_outline(landmarks) if choice.kind == "flat" else fit_worn_choice(landmarks, choice).shape.outline()
+    return (
+        flat_mask_outline(landmarks)
+        if choice.kind == "flat"
+        else fit_worn(landmarks, choice.kind, choice.seed).shape.outline()
+    )
 
 
 def face_photo(size=SIZE, height=None):
@@ -88,7 +92,7 @@ def turned(degrees):
 def test_in_a_profile_the_nose_stays_behind_the_mask(kind, degrees):
     landmarks, covered = turned(degrees), 0
     for seed in range(40):
-        mask = fit_worn_choice(landmarks, MaskChoice(kind, (0, 0, 0), seed)).shape
+        mask = fit_worn(landmarks, kind, seed).shape
         polygon, height = mask.outline(), mask.frame.height
         tip = landmarks[30] + (0.05 * height * np.sign(degrees), 0)  # dlib's point lies on the nose, not before it
         if mask.middle[0, 1] < mask.frame.to_face(tip[None])[0, 1] - 1:
@@ -126,7 +130,7 @@ def test_ear_loops_fade_where_hair_or_ear_hides_them(kind):
     photo, ends, middles = np.full((SIZE, SIZE, 3), 130, np.uint8), [], []
     for seed in range(12):
         choice = worn(kind, seed)
-        shape = fit_worn_choice(LANDMARKS, choice).shape
+        shape = fit_worn(LANDMARKS, choice.kind, choice.seed).shape
         change = np.abs(draw_mask(photo, LANDMARKS, choice).astype(int) - photo).max(axis=2)
         begins = np.array([[shape.upper[0], shape.lower[-1]], [shape.upper[-1], shape.lower[0]]])
         for share, found in ((1.0, ends), (0.5, middles)):

@@ -54,6 +54,12 @@ def nothing_new(monkeypatch):
     monkeypatch.setattr(FaceReader, "read_new", lambda self, paths, workers: pytest.fail(f"{paths}") if paths else [])
 
 
+def each_face(reader, photos, cache=None, workers=None):
+    """The face of each photo, or why it has none."""
+    answers = reader.read_each(photos, cache, workers)
+    return [answer if isinstance(answer, NoAnswer) else answer[0] for answer in answers]
+
+
 @pytest.mark.parametrize(
     "workers, apart, detector, options",
     [
@@ -68,7 +74,7 @@ def test_many_are_read_as_one_by_one(people, tmp_path, monkeypatch, workers, apa
     reader = FaceReader(path, config["predictor_path"], torch.device("cpu"), **options)
     monkeypatch.setattr(FaceReader, "embeds_apart", lambda self: apart)
     photos = photos_of(people)
-    answers = reader.read_many(photos, workers=workers)
+    answers = each_face(reader, photos, workers=workers)
     assert len(answers) == len(photos) == 16
     for path, answer in zip(photos, answers, strict=True):
         if path.parent.name == "empty":
@@ -82,12 +88,12 @@ def test_many_are_read_as_one_by_one(people, tmp_path, monkeypatch, workers, apa
 
 def test_a_photo_is_read_once_wherever_it_lies(people, reader, tmp_path, monkeypatch):
     cache = FaceCache(tmp_path / "cache" / "faces.sqlite")
-    first = reader.read_many(photos_of(people), cache)
+    first = each_face(reader, photos_of(people), cache)
     people.rename(tmp_path / "elsewhere")
     photos = photos_of(tmp_path / "elsewhere")
     with monkeypatch.context() as patched:
         nothing_new(patched)
-        again = reader.read_many(photos, FaceCache(cache.path))
+        again = each_face(reader, photos, FaceCache(cache.path))
         assert [face.path for face in again if isinstance(face, Face)] == [
             str(p) for p in photos if p.parent.name != "empty"
         ]
@@ -100,7 +106,7 @@ def test_a_photo_is_read_once_wherever_it_lies(people, reader, tmp_path, monkeyp
     (first, one), *_, (_, other) = [(n, p) for n, p in enumerate(photos) if p.parent.name != "empty"]
     before = again[first].embedding
     one.write_bytes(other.read_bytes())  # another photo of the same name
-    now = reader.read_many(photos, cache)
+    now = each_face(reader, photos, cache)
     assert not np.array_equal(now[first].embedding, before)
     assert np.array_equal(now[first].embedding, now[photos.index(other)].embedding)
 
@@ -170,9 +176,9 @@ def test_faces_are_of_the_network_that_was_read_whatever_takes_its_files_place(p
     assert reader.embeds_apart()
     write_checkpoint(tmp_path / "a.pt", seed=1)  # as a training does
     assert not reader.embeds_apart()
-    old = reader.read_many(photos_of(people)[:2], cache, workers)
+    old = each_face(reader, photos_of(people)[:2], cache, workers)
     new = FaceReader(tmp_path / "a.pt", config["predictor_path"], torch.device("cpu"))
-    assert not np.array_equal(new.read_many(photos_of(people)[:2], cache)[0].embedding, old[0].embedding)
+    assert not np.array_equal(each_face(new, photos_of(people)[:2], cache)[0].embedding, old[0].embedding)
 
 
 def test_a_worker_does_not_embed_with_another_network(people, reader, tmp_path):
@@ -218,9 +224,9 @@ def test_what_a_disk_or_memory_did_not_give_is_asked_for_again(people, reader, t
     with monkeypatch.context() as patched:
         patched.setattr(find_face, "photo_bytes", gone)
         patched.setattr(find_face, "decode_photo", too_large)
-        kinds = [type(answer) for answer in reader.read_many(photos, cache)]
+        kinds = [type(answer) for answer in each_face(reader, photos, cache)]
     assert kinds == [find_face.Unread, find_face.Unread, Face] or kinds == [NoAnswer, NoAnswer, Face]
-    assert [type(answer) for answer in reader.read_many(photos, cache)] == [Face, Face, Face]
+    assert [type(answer) for answer in each_face(reader, photos, cache)] == [Face, Face, Face]
 
 
 @pytest.mark.parametrize("function", ["get", "put"])
@@ -229,7 +235,7 @@ def test_a_cache_that_fails_is_noted_and_gone_without(people, reader, tmp_path, 
         raise self.unusable(OSError("disk full"))
 
     monkeypatch.setattr(FaceCache, function, fails)
-    answers = reader.read_many(photos_of(people), FaceCache(tmp_path / "faces.sqlite"))
+    answers = each_face(reader, photos_of(people), FaceCache(tmp_path / "faces.sqlite"))
     assert sum(isinstance(answer, Face) for answer in answers) == 15
     assert capsys.readouterr().err.count("faces cannot be kept there (disk full)") == 1
 

@@ -14,7 +14,7 @@ import train_maskV9
 from config_mask import config
 from Data_loader.teacher_descriptors import cache_path_of, face_descriptors
 from Data_loader.triplets import read_index
-from Evaluation.scores import PROTOCOLS
+from Evaluation.thresholds import PROTOCOLS
 from Losses.Triplet_loss import batch_triplets, hard_triplet_loss
 from Models import attention_modules
 from Models.CBAM_Face_attention_Resnet import LAYERS, build_model
@@ -26,7 +26,8 @@ from Training import setup as training_setup
 from Training import step as training_step
 from Training.epoch_figures import Tally
 from Training.learner import Learner
-from Training.optimizer import WARMUP, make_optimizer, rate_share, set_learning_rate
+from Training.optimizer import WARMUP, make_optimizer, rate_share
+from Training.setup import set_rate
 from Training.step import Objective, batch_loss, find_hard, half_precision, judge
 
 
@@ -140,8 +141,9 @@ def test_the_cosine_rises_then_falls_to_nothing():
     assert shares[500] == pytest.approx(0.5) and (np.diff(shares[top:]) < 0).all()
     assert shares[300] == pytest.approx((1 + math.cos(0.3 * math.pi)) / 2)
     optimizer = make_optimizer("adamw", [nn.Parameter(torch.zeros(1))])
-    set_learning_rate(optimizer, [(0, 0.1), (2, 0.01)], epoch=3, share=0.5)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+    settings = {"learning_rate_schedule": [(0, 0.1), (2, 0.01)], "rate_decay": "cosine", "epochs": 5}
+    set_rate(optimizer, settings, 3, num_batches=10, batch=4)  # 3.5 of 5 epochs are done after it
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * (1 + math.cos(0.7 * math.pi)) / 2)
 
 
 # --- the script --------------------------------------------------------------------------------------------------

@@ -104,11 +104,11 @@ def test_runs_that_need_the_same_faces_wait_for_the_one_that_aligns_them(real, t
             raise BusyError("Another run is writing.")
         return process_photos(*args)
 
-    monkeypatch.setattr("Evaluation.sources.process_photos", busy_at_first)
+    monkeypatch.setattr("Data_loader.lfw_pairs.process_photos", busy_at_first)
     monkeypatch.setattr("Script_tools.run_lock.WAIT", 0.01)
     settings = config | {"cache_path": str(tmp_path), "image_size": SIZE, "num_workers": 0, "detector": "yunet"}
     assert score_real(real[0], settings, by_name).row["pairs"] and len(asked) == 2
-    assert "waiting for faces of real" in capsys.readouterr().out
+    assert "waiting for test faces of real" in capsys.readouterr().out
 
 
 def test_the_pairs_of_celeba_are_whole_and_hold_numbers_only():
