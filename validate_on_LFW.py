@@ -22,7 +22,7 @@ from Evaluation.thresholds import PROTOCOLS
 from Models.checkpoint import faces_of, find_checkpoint, load_checkpoint, network_from_checkpoint, require
 from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import ROOT, add_config_arguments, config_from_args
+from Script_tools.settings import ROOT, add_config_arguments, config_from_args, refuse_beside
 from Training.distributed import gather_rows, is_main, main_first, process_group, rank, world_size
 
 __all__ = ["evaluate_lfw", "main"]  # the function is known by this script's name
@@ -68,6 +68,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def test_paths(args: argparse.Namespace, config: dict, trained_with: dict) -> tuple[str, str]:
     """Photos and pairs to test on: what the command line says, else the config's, else those of the training run."""
+    refuse_beside(args, "data_path", ("LFW_data_path",))
+    refuse_beside(args, "pairs_path", ("LFW_pairs",))
     if args.data_path or args.pairs_path:
         made = Path(f"{user_path(args.data_path)}_pairs.txt") if args.data_path else None
         beside = str(made) if made and made.is_file() else config["LFW_pairs"]  # create_pairs.py puts it there

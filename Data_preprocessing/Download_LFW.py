@@ -27,7 +27,7 @@ from Data_preprocessing.photo_files import iter_photos, person_folders
 from Script_tools.files import DISK_FULL, DataError, file_errors, write_whole
 from Script_tools.run_lock import locked
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import add_config_arguments, config_from_args, needed
 
 PEOPLE, PHOTOS, PAIRS = 5749, 13233, 6000  # of LFW; of its View 2
 MOST_PHOTOS = 530  # of one person, George W Bush
@@ -170,7 +170,7 @@ def main(argv=None) -> tuple[Path, Path]:
     """Run the script; returns the paths of photos and pairs."""
     args = parse_args(argv)
     config = config_from_args(args)
-    data_path, pairs_path = Path(config["LFW_data_path"]), Path(config["LFW_pairs"])
+    data_path, pairs_path = (Path(needed(config, key)) for key in ("LFW_data_path", "LFW_pairs"))
     with file_errors(data_path, lambda: SPACE):
         download_lfw(args.data_home, data_path, pairs_path)
     return data_path, pairs_path

@@ -5,6 +5,7 @@ per photo, where <name> is the photo folder's name. It can be stopped at any tim
 """
 
 import argparse
+import os
 import re
 import sys
 from collections import Counter
@@ -27,7 +28,7 @@ from Data_preprocessing.photo_images import AlignmentSettings
 from Script_tools.files import DataError, file_errors, read_names, user_path
 from Script_tools.run_lock import BusyError, locked
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import add_config_arguments, config_from_args, refuse_beside
 from Script_tools.workers import usable_processors
 
 SETTINGS = (  # those of config_mask.py that are read here
@@ -36,11 +37,18 @@ SETTINGS = (  # those of config_mask.py that are read here
 ).split()
 
 
+RESULTS = "train_data_path", "notmask_data_path", "mask_data_path", "manifest_path"
+MOST_SHARDS = 10_000
+
+
 def parse_shard(text: str) -> tuple[int, int]:
-    """'2/8' -> (2, 8). Raises DataError if it is not two whole numbers, the first from 1 to the second."""
+    """'2/8' -> (2, 8). Raises DataError if it is not two whole numbers, the first from 1 to the second, or too many."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise DataError(f"--shard {text}: must be i/n with i from 1 to n, such as 1/4 on the first of four machines")
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= MOST_SHARDS:
+        raise DataError(
+            f"--shard {text}: must be i/n with i from 1 to n, such as 1/4 on the first of four machines, and n at most "
+            f"{MOST_SHARDS}"
+        )
     return int(match[1]), int(match[2])
 
 
@@ -143,19 +151,24 @@ def main(argv: list[str] | None = None) -> Counter:
 
 def chosen_folders(args: argparse.Namespace, config: dict) -> tuple[Path, OutputFolders]:
     """The photo folder and where the results go: named after --data_path or --out_dir, else as the config says."""
+    refuse_beside(args, "data_path", ("raw_data_path", *RESULTS))
+    refuse_beside(args, "out_dir", RESULTS)
     data_path = user_path(args.data_path or config["raw_data_path"])
     if args.data_path or args.out_dir:
         out_dir = user_path(args.out_dir) if args.out_dir else data_path.parent
         outputs = output_folders(out_dir, data_path.name)
     else:
-        folders = [Path(config[key]) for key in ("train_data_path", "notmask_data_path", "mask_data_path")]
-        outputs = OutputFolders(*folders, Path(config["manifest_path"]))
-    if len(set(outputs)) < len(outputs):
+        outputs = OutputFolders(*(Path(config[key]) for key in RESULTS))
+    if outputs.manifest.suffix != ".csv":
+        raise DataError(f"manifest_path = {outputs.manifest}: its name must end in .csv")
+    if len(set(map(os.path.realpath, outputs))) < len(outputs):
         raise DataError(f"masked and unmasked faces would both go to {outputs.face_notmask}: run with config_mask")
+    photos = Path(os.path.realpath(data_path))
     for folder in outputs[:3]:
         if is_pack(folder):
             raise DataError(f"{folder} is the name of a pack: give the folder that faces are to be written to")
-        if data_path in (folder, *folder.parents):
+        real = Path(os.path.realpath(folder))  # a link may lead into the photos
+        if photos in (real, *real.parents):
             raise DataError(f"{folder} is in the photo folder {data_path}: choose an --out_dir outside it")
     return data_path, outputs
 

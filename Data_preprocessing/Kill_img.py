@@ -1,10 +1,11 @@
 """Set small and broken photos aside: D/<person>/<photo> -> D_killed/<person>/<photo>, listed in D_killed.csv.
 
 A photo is small if its width or height is under --min_size px. Only the headers are read, so a photo that is cut off
-after its header stays here; Image_processing.py reports it. --restore puts everything back, --dry_run changes nothing,
---delete frees the disk instead: of small photos only, what cannot be read stays in its place, and where more than half
-of all would go it asks for --yes. Nothing is ever overwritten, and a run that was cut short can simply be started
-again: what is to be taken away is written down beside the list before it is done.
+after its header stays here, as does one that the disk does not give: Image_processing.py reports them. --restore puts
+everything back, --dry_run changes nothing, --delete frees the disk instead: of small photos only, what cannot be read
+stays in its place, and where more than half of all would go it asks for --yes. Nothing is ever overwritten, and a run
+that was cut short can simply be started again: what is to be taken away is written down beside the list before it is
+done.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from Data_preprocessing.photo_size import read_size
 from Script_tools.files import DataError, file_errors, replacing
 from Script_tools.run_lock import locked, refuse_if_held
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import add_config_arguments, config_from_args, refuse_beside
 
 SMALL, UNREADABLE, NO_ACCESS = "small", "unreadable", "no access"  # reasons
 MOVED, DELETED, FAILED, RESTORED = "moved", "deleted", "failed", "restored"  # actions
@@ -122,16 +123,19 @@ def kill(
 
 
 def _own_folders(data: Path, people: list[str], follow_links: bool, problems: list[str]) -> list[str]:
-    """The people whose folders lie in ``data``; those that are links out of it only where links are followed."""
+    """The people whose folders lie in ``data``: links out of it only where links are followed, links to others of them
+    not at all."""
 
     def leads_out(person: str) -> bool:
         return data not in Path(os.path.realpath(data / person)).parents
 
-    out = [] if follow_links else [person for person in people if (data / person).is_symlink() and leads_out(person)]
+    links = [person for person in people if (data / person).is_symlink()]
+    inside = [person for person in links if not leads_out(person)]
+    out = [] if follow_links else sorted(set(links) - set(inside))
     if out:
         _add_problem(problems, f"{len(out)} people's folders are links out of {data} ({out[0]}, ...): left alone; "
                      "--follow_links takes photos out of the folders that they lead to")  # fmt: skip
-    return sorted(set(people) - set(out))
+    return sorted(set(people) - set(out) - set(inside))
 
 
 def _refuse_to_delete_most(places: Places, people: list[str], min_size: int) -> None:
@@ -243,6 +247,8 @@ def _take_away(
     failed = []
     for verdict in bad:
         try:
+            if verdict.reason == NO_ACCESS and action:  # a disk not mounted, or a right not given: it may be a good one
+                raise PermissionError(errno.EACCES, "cannot be read now", str(places.data / verdict.photo))
             if action == MOVED:
                 _move(places.data / verdict.photo, places.killed / verdict.photo)
             elif action == DELETED:
@@ -278,7 +284,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _delete(path: Path, reason: str) -> None:
-    # a disk not mounted, a right not given or a kind that Pillow does not know must not cost a good photo
+    # a kind that Pillow does not know must not cost a good photo
     if reason != SMALL:
         raise PermissionError(errno.EACCES, "not deleted, because it cannot be read as a photo", str(path))
     os.unlink(path)
@@ -328,9 +334,11 @@ def _rows(path: Path) -> Iterator[list[str]]:
     if not path.exists():
         return
     with open(path, **TEXT) as file:
-        for number, row in enumerate(csv.reader(file)):
-            if number == 0 and path.suffix == ".csv" and row != COLUMNS:
-                raise DataError(f"{path} is no list of photos set aside: move it away, this script writes it anew.")
+        first = file.readline().rstrip("\r\n")
+        if path.suffix == ".csv" and first.split(",") != COLUMNS:
+            raise DataError(f"{path} is no list of photos set aside: move it away, this script writes it anew.")
+        file.seek(0)
+        for row in csv.reader(file):
             if len(row) == len(COLUMNS) and row[-1] in (MOVED, DELETED, FAILED, RESTORED):
                 yield row
 
@@ -390,6 +398,7 @@ def main(argv=None) -> Counter:
     """Run the script; returns the counts that it prints."""
     args = parse_args(argv)
     config = config_from_args(args)
+    refuse_beside(args, "data_path", ("raw_data_path",))
     data_path = args.data_path or config["raw_data_path"]
     if args.restore:
         return restore(data_path)

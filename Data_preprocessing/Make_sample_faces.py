@@ -26,7 +26,7 @@ from Data_preprocessing.sample_face_model import (
     draw_head,
     make_person,
 )
-from Script_tools.files import DataError, write_whole
+from Script_tools.files import DataError, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
 from Script_tools.settings import ROOT, add_config_arguments, config_from_args
 from Script_tools.workers import map_chunks
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the script; returns the number of photos written."""
     args = parse_args(argv)
     seed = config_from_args(args)["seed"]
-    data_path = Path(args.data_path or ROOT / DEMO["raw_data_path"])
+    data_path = user_path(args.data_path or ROOT / DEMO["raw_data_path"])
     written = make_sample_faces(data_path, args.people, args.photos, args.first_person, seed)
     there = args.people * args.photos - written
     print(f"{written} drawn photos of {args.people} people written to {data_path}, {there} were there already.")

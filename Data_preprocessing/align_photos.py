@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from Data_preprocessing.face_alignment import FaceAligner
@@ -28,7 +30,7 @@ from Data_preprocessing.manifest import (
     space_per_photo,
     write_manifest,
 )
-from Data_preprocessing.photo_files import decode_photo, photos_of, write_jpeg
+from Data_preprocessing.photo_files import decode_photo, photo_bytes, photos_of, write_jpeg
 from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, AlignmentSettings, align_and_mask
 from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, check_space, file_errors, write_whole
@@ -36,6 +38,7 @@ from Script_tools.run_lock import locked
 from Script_tools.workers import map_chunks
 
 CHUNK = 8  # photos that a worker takes at once
+LONGEST_NAME = 240  # bytes of a face's file name: disks take 255
 
 
 @lru_cache(maxsize=1)
@@ -51,28 +54,53 @@ def aligner_for(
 
 
 def process_photo(source: str, face: str, settings: AlignmentSettings) -> ManifestRow:
-    """Align one photo, write its three images under the name ``face``, and return its row."""
-    row = ManifestRow(source, seed=settings.seed, image_size=settings.image_size)
+    """Align one photo, write its three images under the name ``face``, and return its row.
+
+    Where the photo's bytes did not come, or memory was short, nothing is known of it: images made before stay.
+    """
+    row, photo = read_source(source, settings)
     images = None
-    try:
-        data = (settings.data_path / source).read_bytes()
-        row = row._replace(source_bytes=len(data), source_crc32=zlib.crc32(data))
-        photo = decode_photo(data, source)
-    except OSError as error:
-        row = row._replace(reason=error.strerror or type(error).__name__)
-    except DataError as error:
-        row = row._replace(reason=one_line(error.__cause__ or error))
-        if isinstance(error.__cause__, MemoryError):  # the photo may be whole: the next run tries again
-            row = row._replace(source_crc32=None)
-    else:
+    if photo is not None:
         aligner = aligner_for(settings.predictor_path, settings.image_size, settings.padding, settings.detector)
-        row, images = align_and_mask(photo, row, settings, aligner)
+        try:
+            row, images = align_and_mask(photo, row, settings, aligner)
+        except MemoryError as error:
+            row = row._replace(reason=one_line(error), source_crc32=None)
+    if row.source_crc32 is None:
+        return row
     for folder, image in zip(settings.outputs[:3], images or (None,) * 3, strict=True):
         if image is None:  # there may be one, made when the photo was another
             (folder / face).unlink(missing_ok=True)
         else:
             write_jpeg(folder / face, image)
     return row._replace(face=face if images else "")
+
+
+def read_source(source: str, settings: AlignmentSettings) -> tuple[ManifestRow, np.ndarray | None]:
+    """A photo's row as far as its file tells it, and the photo (H, W, 3) uint8 RGB; None where it cannot be read."""
+    row = ManifestRow(source, seed=settings.seed, image_size=settings.image_size)
+    try:
+        data = photo_bytes(settings.data_path / source)
+        row = row._replace(source_bytes=len(data), source_crc32=zlib.crc32(data))
+        return row, decode_photo(data, source)
+    except OSError as error:
+        row = row._replace(reason=error.strerror or type(error).__name__)
+    except MemoryError as error:
+        row = row._replace(reason=one_line(error))
+    except DataError as error:
+        row = row._replace(reason=one_line(error.__cause__ or error))
+        if isinstance(error.__cause__, MemoryError):  # the photo may be whole: the next run tries again
+            row = row._replace(source_crc32=None)
+    return row, None
+
+
+def is_kept(row: ManifestRow, done: Mapping[str, "Done"], settings: AlignmentSettings) -> bool:
+    """True if nothing is known of a photo now of which something was, and its images, if any, are all there: row and
+    images stay."""
+    was = done.get(row.source)
+    if row.source_crc32 is not None or was is None or was.source_crc32 is None:
+        return False
+    return was.status != "ok" or all((folder / was.face).is_file() for folder in settings.outputs[:3])
 
 
 def one_line(error: BaseException) -> str:
@@ -100,11 +128,22 @@ def face_names(
     names, taken = dict(given), set(given.values())
     for file, name in wanted.items():
         if f"{person}/{file}" not in names:
+            name = short_enough(name)
             while f"{person}/{name}" in taken:  # there is a photo a.png.jpg as well
                 name = f"{name}.jpg"
             names[f"{person}/{file}"] = f"{person}/{name}"
             taken.add(f"{person}/{name}")
     return names
+
+
+def short_enough(name: str) -> str:
+    """A face's file name, or its beginning and a hash where a disk would find it too long."""
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    begin = name
+    while len(os.fsencode(begin)) > LONGEST_NAME - 20:
+        begin = begin[:-1]
+    return f"{begin}-{blake2b(os.fsencode(name), digest_size=4).hexdigest()}.jpg"
 
 
 class Summary:
@@ -176,10 +215,13 @@ def process_photos(
         work = partial(process_chunk, settings=settings)
         with closing(map_chunks(work, tasks, CHUNK, workers, "aligned photos")) as chunks, open(journal, "ab") as file:
             for rows in chunks:
-                file.write("".join(map(row_text, rows)).encode("utf-8", "surrogateescape"))
+                kept = {row.source for row in rows if is_kept(row, done, settings)}
+                new = "".join(row_text(row) for row in rows if row.source not in kept)
+                file.write(new.encode("utf-8", "surrogateescape"))
                 file.flush()
                 for row in rows:
-                    summary.add(row.source, row.status, row.reason)
+                    stay = "; what was made before stays" if row.source in kept else ""
+                    summary.add(row.source, row.status, f"{row.reason}{stay}")
                 summary.made += len(rows)
                 bar.update(len(rows))
         parts = [*shard_files(manifest), journal]
@@ -210,6 +252,13 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
         raise DataError(f"{path} cannot be read ({error}): {advice}") from error
     if was and not was.keys() & now.keys():
         raise DataError(f"{path} was not written by this script, which keeps there how faces are made: move it away")
+    if not (was or begun or settings.check_content):
+        for folder in settings.outputs[:3]:
+            if any(files for _, _, files in os.walk(folder)):
+                raise DataError(
+                    f"{folder} holds files, and no {manifest.name} or {path.name} beside it tells that this script has "
+                    "made them: give another --out_dir, or move that folder away."
+                )
     was = was if begun else {}  # or what it tells of is gone
     # a machine without dlib has no landmark model, and makes nothing
     now = {key: was.get(key) if value is None else value for key, value in now.items()}
@@ -217,8 +266,8 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
     if other and not settings.check_content:
         raise DataError(
             f"{manifest} was made with {', '.join(f'{key} {was[key]}' for key in other)}; this run would make it with "
-            f"{', '.join(f'{key} {now[key]}' for key in other)}. Give another --out_dir, or remove the manifest and "
-            f"{path.name} to make all images again."
+            f"{', '.join(f'{key} {now[key]}' for key in other)}. Give another --out_dir, or remove the manifest, "
+            "and all images are made again."
         )
     if other:
         print(f"note: {manifest.parent} was made with another {', '.join(other)}: it is made anew")

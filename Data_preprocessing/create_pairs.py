@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.photo_files import numbered_photos, person_folders, photos_of, survey
 from Script_tools.files import DataError, file_errors, user_path, write_whole
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import add_config_arguments, config_from_args, needed, refuse_beside
 
 ROUNDS = 20  # of drawing people evenly; what is missing after them is drawn from all pairs left
 People = list[tuple[str, np.ndarray]]  # name, and the numbers of that person's photos: (n,) int64, rising
@@ -37,7 +37,12 @@ def create_pairs(data_path: str | Path, pairs_path: str | Path, folds: int, pair
     if folds < 1 or pairs < 1:
         raise DataError(f"--folds {folds} --pairs {pairs}: both must be 1 or more")
     rng = np.random.default_rng(seed)
-    split = split_people(read_people(data_path), folds, rng)
+    people = read_people(data_path)
+    if folds > len(people):
+        raise DataError(
+            f"--folds {folds}: {data_path} has photos of {len(people)} people, and each is in one fold only"
+        )
+    split = split_people(people, folds, rng)
     check_possible(split, pairs, data_path)
     lines = [f"{folds}\t{pairs}"]
     for people in tqdm(split, desc="pairs", unit=" folds"):
@@ -61,8 +66,10 @@ def read_people(data_path: str | Path) -> People:
                 f"The folder {name!r} has a name that Python does not read as UTF-8 here: set PYTHONUTF8=1 (or a UTF-8 "
                 "locale) before the command, or rename it."
             )
-        if not name.isprintable() or name != name.strip():
-            raise DataError(f"The folder {name!r} has a tab, a blank at an end or the like in its name: rename it.")
+        if not name.isprintable() or name != name.strip() or "\\" in name:
+            raise DataError(
+                f"The folder {name!r} has a tab, a backslash, a blank at an end or the like in its name: rename it."
+            )
         form = re.compile(re.escape(name) + r"_([0-9]{1,18})\.[A-Za-z]+")
         found = [form.fullmatch(photo) for photo in photos]
         if None in found and any(found):
@@ -197,7 +204,8 @@ def main(argv=None) -> Path:
     """Run the script; returns the path of the pairs file."""
     args = parse_args(argv)
     config = config_from_args(args)
-    data_path = user_path(args.data_path or config["LFW_data_path"])
+    refuse_beside(args, "data_path", ("LFW_data_path",))
+    data_path = user_path(args.data_path or needed(config, "LFW_data_path"))
     pairs_path = Path(args.pairs_path or f"{data_path}_pairs.txt").expanduser()
     if pairs_path.exists() and not args.overwrite:
         raise DataError(f"{pairs_path} is there already: give another --pairs_path, or --overwrite to replace it.")

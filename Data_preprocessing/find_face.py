@@ -10,7 +10,7 @@ import numpy as np
 from Data_preprocessing.align_photos import aligner_for, one_line
 from Data_preprocessing.boxes import share_inside
 from Data_preprocessing.face_alignment import MAX_DETECTION_SIDE, AlignedFace, FaceAligner
-from Data_preprocessing.photo_files import decode_photo
+from Data_preprocessing.photo_files import decode_photo, photo_bytes
 from Script_tools.files import DataError
 
 # px, the width of a face's box. Of bare LFW faces shrunk to 25 px AUC is 1.000 and 3 % of the pairs of one person are
@@ -39,14 +39,14 @@ class FoundFace(NamedTuple):
     quarters: int
 
 
-def photo_bytes(path: str | Path) -> bytes:
+def bytes_of(path: str | Path) -> bytes:
     """The bytes of a photo's file. Raises Unread if they cannot be had."""
     try:
-        return Path(path).read_bytes()
+        return photo_bytes(path)
     except FileNotFoundError as error:
         raise Unread(f"There is no photo {path}.") from error
-    except OSError as error:
-        raise Unread(f"{path} cannot be read as a photo ({one_line(error)}).") from error
+    except (OSError, MemoryError, DataError) as error:
+        raise Unread(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
 
 
 def find_each(
@@ -57,13 +57,16 @@ def find_each(
     ``which``: of several faces, key of ``TAKEN``; of all, those are left out that are too small to judge, or lie mostly
     outside the photo. ``data``: the file's bytes, if read.
     """
-    data = photo_bytes(path) if data is None else data
+    data = bytes_of(path) if data is None else data
     try:
         photo = decode_photo(data, path)
     except DataError as error:
         kind = Unread if isinstance(error.__cause__, MemoryError) else NoAnswer
         raise kind(f"{path} cannot be read as a photo ({one_line(error.__cause__ or error)}).") from error
-    faces, quarters = aligner.align_turned(photo, chain="any", which=which)
+    try:
+        faces, quarters = aligner.align_turned(photo, chain="any", which=which)
+    except MemoryError as error:
+        raise Unread(f"{path} cannot be searched for faces ({one_line(error)}).") from error
     photo = np.rot90(photo, quarters).copy()
     why_not = {
         number: problem for number, face in enumerate(faces) if (problem := unusable(face, photo, path, aligner))
@@ -104,7 +107,7 @@ def find_faces(
     for path in paths:
         digest = None
         try:
-            data = photo_bytes(path)
+            data = bytes_of(path)
             digest = digest_of(data)
             found.append(([face._replace(photo=None) for face in find_each(path, aligner, which, data)], digest))
         except NoAnswer as error:

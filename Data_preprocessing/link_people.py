@@ -7,6 +7,7 @@ every step takes the folder of links as it would take the photos. Started again,
 """
 
 import argparse
+import os
 import re
 import sys
 from collections import Counter
@@ -18,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Data_preprocessing.photo_files import is_person_name, split_files
 from Script_tools.files import DataError, file_errors, read_names, user_path
 from Script_tools.script import ScriptParser, run_script
+
+ANOTHER = "not linked, for another photo of that name is there"
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -36,8 +39,9 @@ def main(argv=None) -> Counter:
     there = set(split_files(data_path)[0]) if data_path.is_dir() else set()
     if not there.intersection(people):
         raise DataError(f"{data_path} has none of the {len(people):,} photos that {args.identity} names.")
-    made = set()
+    made, other = set(), None
     with file_errors(out_dir):
+        refuse_moved(out_dir, data_path, people)
         for photo, person in tqdm(people.items(), desc="links", unit="photo", disable=len(people) < 1000):
             if photo not in there:
                 counts["named, but not there"] += 1
@@ -46,9 +50,13 @@ def main(argv=None) -> Counter:
             if folder not in made:
                 folder.mkdir(parents=True, exist_ok=True)
                 made.add(folder)
-            counts[link(data_path / photo, folder / photo)] += 1
+            done = link(data_path / photo, folder / photo)
+            counts[done] += 1
+            other = other or (folder / photo if done == ANOTHER else None)
     counts["without a name"] = len(there - people.keys())
     print(f"{len(made):,} people in {out_dir}; photos: {', '.join(f'{n:,} {what}' for what, n in counts.items() if n)}")
+    if other:
+        print(f"note: another photo, such as {other}, keeps its place: give another --out_dir, or move it away")
     return counts
 
 
@@ -67,6 +75,21 @@ def read_identity(path: str | Path) -> dict[str, str]:
     return people
 
 
+def refuse_moved(out_dir: Path, data_path: Path, people: dict[str, str]) -> None:
+    """Raise DataError if links made before give photos to other people than the list does now."""
+    moved = []
+    for person in os.scandir(out_dir) if out_dir.is_dir() else ():
+        for entry in os.scandir(person) if person.is_dir() else ():
+            wrong = people.get(entry.name, person.name) != person.name
+            if wrong and entry.is_symlink() and os.readlink(entry) == str(data_path / entry.name):
+                moved.append(entry.path)
+    if moved:
+        raise DataError(
+            f"{len(moved):,} links of before give photos to others than the list does now ({', '.join(moved[:5])}): "
+            f"remove them, or give another --out_dir."
+        )
+
+
 def link(photo: Path, place: Path) -> str:
     """Make ``place`` a link to the photo, unless something is there: what was done. A link that leads nowhere, for the
     photos have been moved, is made anew."""
@@ -74,7 +97,7 @@ def link(photo: Path, place: Path) -> str:
     if anew:
         place.unlink()
     elif place.exists():
-        return "there already"
+        return "there already" if place.samefile(photo) else ANOTHER
     place.symlink_to(photo)
     return "linked anew" if anew else "linked"
 

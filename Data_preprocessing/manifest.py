@@ -140,6 +140,11 @@ def scan_rows(path: Path, columns: int = len(COLUMNS)) -> Iterator[tuple[list[st
             end += len(line)
             fields = _fields(line, columns)
             is_header = is_manifest and start == 0
+            if is_header and not line.startswith(HEADER[:14]):  # somebody's own
+                raise DataError(
+                    f"{path} was not written by Image_processing.py, whose manifests begin with "
+                    f"{HEADER[:14].decode()}: move it away, or give another --out_dir."
+                )
             if fields is None or (is_header and line.rstrip(b"\r\n") != HEADER):
                 break
             if not is_header:

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from Data_preprocessing.packed_faces import SUFFIX, face_stats, is_pack, open_pack, write_pack
+from Data_preprocessing.packed_faces import SUFFIX, face_stats, is_pack, open_pack, refuse_foreign, write_pack
 from Data_preprocessing.photo_files import iter_photos
 from Script_tools.files import DataError, file_errors, user_path
 from Script_tools.script import ScriptParser, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import add_config_arguments, config_from_args, refuse_beside
 
 SETTINGS = "train_data_path notmask_data_path mask_data_path".split()  # those of config_mask.py that are read here
 
@@ -31,6 +31,8 @@ def pack_folder(folder: Path, path: Path, anew: bool) -> int:
     faces = [face for face in iter_photos(folder) if face.endswith(".jpg")]
     if not faces:
         raise DataError(f"{folder} has no .jpg file in any sub-folder: it must hold prepared faces")
+    if path.exists():
+        refuse_foreign(path)
     if anew or not path.exists():
         with file_errors(path):
             write_pack(path, folder, faces)
@@ -61,6 +63,7 @@ def main(argv=None) -> dict[Path, int]:
     """Run the script; returns the number of faces in each pack."""
     args = parse_args(argv)
     config = config_from_args(args)
+    refuse_beside(args, "data_path", SETTINGS)
     folders = dict.fromkeys(user_path(folder) for folder in args.data_path or (config[key] for key in SETTINGS))
     packs = [str(folder) for folder in folders if is_pack(folder)]
     if packs:

@@ -33,6 +33,21 @@ def is_pack(folder: str | Path) -> bool:
     return str(folder).endswith(SUFFIX)
 
 
+def begins_with_index(block: bytes) -> bool:
+    """True if a file with this first block is a pack, if a broken one."""
+    return block.startswith(INDEX_NAME.encode() + b"\0")
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise DataError if the file is somebody's own archive, such as the one that its folder was unpacked from."""
+    with open(path, "rb") as file:
+        if not begins_with_index(file.read(BLOCK)):
+            raise DataError(
+                f"{path} is no pack of faces: its first member is no index. Move it away, or have packs written "
+                "elsewhere: --output FOLDER."
+            )
+
+
 class Pack:
     """An open pack. The file stays open, and a process that is forked may go on reading it.
 
@@ -53,7 +68,7 @@ class Pack:
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, 3) int64: first byte, size, time of change in ns; and (N,) names as bytes; both mapped from the file."""
-        if self._file.read(BLOCK).rstrip(b"\0")[: len(INDEX_NAME)] != INDEX_NAME.encode():
+        if not begins_with_index(self._file.read(BLOCK)):
             raise ValueError("its first member is no index")
         version, size = np.load(self._file).tolist()
         if version != VERSION or os.fstat(self._file.fileno()).st_size != size:

@@ -38,6 +38,7 @@ REASONS = {
     **dict.fromkeys((".gif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"), OTHER_PHOTOS),
 }
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+MOST_BYTES = 1 << 30  # of a photo's file: a larger one is something else, and memory would not hold it
 PHOTO_NUMBER = re.compile(r"[0-9]{1,18}")
 TURNS = {  # EXIF orientation -> what puts the photo upright; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -154,7 +155,11 @@ def survey(data_path: str | Path, people: Iterable[str], may_be_none: bool = Fal
     left += leftover_folders(data_path)
     people = list(people)
     for person in people:
-        photos, others = split_files(os.path.join(data_path, person), with_folders=True, deeper=True)
+        try:
+            photos, others = split_files(os.path.join(data_path, person), with_folders=True, deeper=True)
+        except DataError:
+            left[UNLISTED] += 1
+            continue
         total += len(photos)
         deeper = deeper or (person if others[DEEPER] else None)
         left += others
@@ -191,7 +196,9 @@ def _entries(folder: str | Path) -> Iterator[os.DirEntry]:
         with os.scandir(folder) as entries:
             yield from entries
     except OSError as error:
-        raise DataError(f"Cannot list the folder {str(folder)!r}: {error.strerror}") from error
+        raise DataError(
+            f"Cannot list the folder {str(folder)!r}: {error.strerror}. Change its rights, or move it away."
+        ) from error
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -209,13 +216,17 @@ def _is_file_or_dead_link(entry: os.DirEntry) -> bool:
 
 
 def iter_photos(data_path: str | Path, people: list[str] | None = None, with_folders: bool = False) -> Iterator[str]:
-    """Yield ``person/file`` of every photo in sorted order, one person's list in memory at a time.
+    """Yield ``person/file`` of every photo in sorted order, one person's list in memory at a time. Folders that may not
+    be listed are left out: ``survey`` counts them.
 
     ``with_folders`` as in ``photos_of``.
     """
     for person in person_folders(data_path) if people is None else people:
-        for name in photos_of(data_path, person, with_folders):
-            yield f"{person}/{name}"
+        try:
+            names = photos_of(data_path, person, with_folders)
+        except DataError:
+            continue
+        yield from (f"{person}/{name}" for name in names)
 
 
 def numbered_photos(person: str, files: Iterable[str]) -> dict[int, str]:
@@ -232,6 +243,15 @@ def numbered_photos(person: str, files: Iterable[str]) -> dict[int, str]:
     return named or dict(enumerate(photos, start=1))
 
 
+def photo_bytes(path: str | Path) -> bytes:
+    """The bytes of a photo's file. Raises OSError where they do not come, DataError if there are too many."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_BYTES:
+            raise DataError(f"{path} is no photo: it has {size:,} bytes") from DataError(f"no photo: {size:,} bytes")
+        return file.read()
+
+
 def read_photo(path: str | Path) -> np.ndarray:
     """Read any photo as RGB, upright.
 
@@ -244,7 +264,7 @@ def read_photo(path: str | Path) -> np.ndarray:
         DataError: the file cannot be read as a photo; the message names it.
     """
     try:
-        return decode_photo(Path(path).read_bytes(), path)
+        return decode_photo(photo_bytes(path), path)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}") from error
 

@@ -30,7 +30,7 @@ from Models.checkpoint import (
 from Models.mask_head import fit_mask_head
 from Script_tools.files import DataError, read_names, user_path
 from Script_tools.script import ScriptParser, choose_device, run_script
-from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args
+from Script_tools.settings import PATH_KEYS, add_config_arguments, config_from_args, refuse_beside
 
 KEPT_KEYS = ("model", "config", "progress", "train_people", "run_name", "metrics", "teacher_mean")  # by --half
 HARDLY = 0.6  # of faces that a mask head calls right, half of them masked: guessing gets 0.5
@@ -144,6 +144,7 @@ def main(argv=None) -> dict:
     """Run the script; returns {"thresholds", "mask_head"} as stored."""
     args = parse_args(argv)
     config = config_from_args(args)
+    refuse_beside(args, "data_path", ("LFW_data_path",))
     if args.half and not args.output:
         raise DataError("--half drops what a run needs to go on: give another file as --output.")
     if args.photos_per_person < 1:

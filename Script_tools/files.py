@@ -166,6 +166,8 @@ def file_errors(path: str | Path, needed: Callable[[], int] | None = None) -> It
             text += ": free some space, or ask for more quota."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             text += " Choose another folder, or change its rights."
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            text += " A file is where a folder is wanted, or a folder where a file is: move it away, or choose another."
         raise DataError(f"Stopped: {text} All that is done is kept: start again to go on.") from error
 
 

@@ -17,6 +17,7 @@ from config_mask import RECIPES, config
 from Script_tools.files import DataError, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
+MOST_PADDING = 4.0  # a face's width is a ninth of its image's then
 MASK_KINDS = ("flat", "surgical", "cloth", "printed", "black", "respirator")  # what mask_drawing.py draws
 # keys that hold a file or folder, so that they can be given relative to where the command is run
 PATH_KEYS = frozenset({
@@ -78,6 +79,20 @@ def add_config_arguments(
         lines = [wrapped(f"{section}: {', '.join(names)}") for section, names in sections.items()]
         parser.epilog = "\n".join(["--KEY VALUE sets one of these; --help_all tells what each means", *lines])
         group.add_argument("--help_all", action=HelpAll, help="what each setting means, and its default")
+
+
+def refuse_beside(args: argparse.Namespace, option: str, keys: Sequence[str]) -> None:
+    """Raise DataError if the command line gives ``option`` and one of the config keys in whose place it stands."""
+    given = [key for key in keys if getattr(args, key, None) is not None]
+    if getattr(args, option) is not None and given:
+        raise DataError(f"--{given[0]} is not read beside --{option}, which stands in its place: give one of the two")
+
+
+def needed(config: dict, key: str) -> object:
+    """A setting that may be None elsewhere. Raises DataError where it is."""
+    if config[key] is None:
+        raise DataError(f"--{key} None: this script needs one")
+    return config[key]
 
 
 class HelpAll(argparse.Action):
@@ -232,6 +247,8 @@ def check_config(final: dict) -> None:
         raise DataError("packed looks for hard triplets before a step, mining = batch within it: choose one of them")
     if final["teacher"] != "none" and final["packed"]:
         raise DataError("packed leaves out easy triplets, from which a teacher teaches as well: choose one of them")
+    if final["padding"] > MOST_PADDING:
+        raise DataError(f"padding = {final['padding']!r}: must be at most {MOST_PADDING}, or the face is a dot")
     for key in ("seed", "test_seed"):
         if final[key] >= 2**63:
             raise DataError(f"{key} = {final[key]}: must be below {2**63}")

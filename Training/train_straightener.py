@@ -26,7 +26,7 @@ from Models.straightener import UNIT, Straightener
 from Script_tools.chip_geometry import chip_share
 from Script_tools.files import DataError, user_path
 from Script_tools.script import ScriptParser, choose_device, run_script
-from Script_tools.settings import add_config_arguments, config_from_args
+from Script_tools.settings import add_config_arguments, config_from_args, refuse_beside
 from Script_tools.workers import keep_freed_memory
 from Training.optimizer import make_optimizer, rate_share
 from Training.step import half_precision
@@ -153,6 +153,7 @@ def main(argv=None) -> dict:
     """Run the script; returns what ``measure`` does."""
     args = parse_args(argv)
     config = config_from_args(args)
+    refuse_beside(args, "data_path", ("raw_data_path",))
     if args.faces < BATCH:
         raise DataError(f"--faces {args.faces}: must be {BATCH} or more")
     path, output = checkpoint_to_change(args.checkpoint, args.output, config["output_path"])

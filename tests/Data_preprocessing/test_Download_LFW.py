@@ -198,6 +198,11 @@ def test_a_pairs_file_of_another_length_is_an_error(server, options, tmp_path):
         Download_LFW.main(options)
 
 
+def test_none_is_no_place():
+    with pytest.raises(DataError, match="--LFW_pairs None: this script needs one"):
+        Download_LFW.main(["--LFW_pairs", "None"])
+
+
 def test_the_script_ends_with_one_sentence_where_it_may_not_write(tmp_path):
     (tmp_path / "file").write_text("no folder")
     command = [sys.executable, str(ROOT / "Data_preprocessing" / "Download_LFW.py"), "--data_home"]

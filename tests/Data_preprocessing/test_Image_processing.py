@@ -468,9 +468,54 @@ def test_a_torn_journal_is_cut_to_its_whole_rows(tmp_path, no_dlib):
 
 def test_the_config_says_where_everything_is(tmp_path):
     keys = ("raw_data_path", "train_data_path", "notmask_data_path", "mask_data_path", "manifest_path")
-    args = parse_args([part for key in keys for part in (f"--{key}", str(tmp_path / key))])
+    paths = {key: str(tmp_path / key) for key in keys} | {"manifest_path": str(tmp_path / "manifest.csv")}
+    args = parse_args([part for key in keys for part in (f"--{key}", paths[key])])
     data_path, outputs = chosen_folders(args, config_from_args(args))
-    assert [data_path, *outputs] == [tmp_path / key for key in keys]
+    assert [str(path) for path in (data_path, *outputs)] == list(paths.values())
+    with pytest.raises(DataError, match=r"manifest_path = .*a\.txt: its name must end in \.csv"):
+        run_with(paths | {"manifest_path": str(tmp_path / "a.txt")})
+
+
+def run_with(paths):
+    return main([part for key, value in paths.items() for part in (f"--{key}", value)])
+
+
+@pytest.mark.parametrize("key", ["raw_data_path", "train_data_path", "mask_data_path", "manifest_path"])
+def test_a_place_that_would_not_be_used_is_refused(tmp_path, key):
+    """A million faces went beside the photos, and not to the disk that was named."""
+    with pytest.raises(DataError, match=f"--{key} is not read beside --data_path"):
+        run(tmp_path / "set", tmp_path / "out", f"--{key}", str(tmp_path / "large" / "x"))
+
+
+def test_photos_are_not_overwritten_through_a_link(tmp_path, no_dlib):
+    data = make_photos(tmp_path / "set")
+    before = tree(data)
+    (tmp_path / "link").symlink_to("set")
+    places = {"raw_data_path": "link", "notmask_data_path": "set", "train_data_path": "a", "mask_data_path": "b"}
+    with pytest.raises(DataError, match="is in the photo folder"):
+        run_with({key: str(tmp_path / name) for key, name in (places | {"manifest_path": "m.csv"}).items()})
+    with pytest.raises(DataError, match="is in the photo folder"):
+        run(tmp_path / "link", data)
+    assert tree(data) == before
+
+
+def test_somebodys_own_photos_stay(tmp_path, no_dlib):
+    """<name>_face_mask is just what somebody calls photos of people in masks."""
+    data, out = make_photos(tmp_path / "set"), tmp_path / "out"
+    write_photo(out / "set_face_mask" / "p0" / "0.jpg", 200)
+    (out / "set_face_mask" / "p1").mkdir()
+    write_photo(out / "set_face_mask" / "p1" / "black.jpg", 210)
+    before = tree(out)
+    with pytest.raises(DataError, match=r"set_face_mask holds files, and no set_manifest\.csv or set_manifest\.json"):
+        run(data, out)
+    assert {name: data for name, data in tree(out).items() if "lock" not in name} == before
+    shutil.rmtree(out / "set_face_mask")
+    run(data, out)
+    made = tree(out)
+    (out / "set_manifest.csv").unlink()  # all anew, as errors advise
+    no_dlib.clear()
+    run(data, out)
+    assert len(no_dlib) == 13 and tree(out) == made
 
 
 def test_a_damaged_manifest_is_refused(tmp_path, no_dlib):
@@ -478,7 +523,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, no_dlib):
     run(data, tmp_path / "out")
     manifest = tmp_path / "out" / "set_manifest.csv"
     whole = manifest.read_bytes()
-    for damaged in (whole[:-20], whole[:100], b"", whole.replace(b"source,", b"sauce,", 1)):
+    for damaged in (whole[:-20], whole[:100], b"", whole.replace(b"reason,", b"season,", 1)):
         manifest.write_bytes(damaged)
         with pytest.raises(DataError, match=r"set_manifest\.csv is damaged"):
             run(data, tmp_path / "out")
@@ -486,6 +531,9 @@ def test_a_damaged_manifest_is_refused(tmp_path, no_dlib):
             read_manifest(manifest)
     with pytest.raises(DataError, match="There is no manifest"):
         read_manifest(tmp_path / "none.csv")
+    manifest.write_text("photo,licence\na.jpg,mine\n")
+    with pytest.raises(DataError, match=r"was not written by Image_processing\.py.*: move it away"):
+        run(data, tmp_path / "out")
 
 
 # --- what counts as done ----------------------------------------------------------------------------------------------
@@ -519,7 +567,102 @@ def test_a_photo_that_memory_was_short_for_is_tried_again(tmp_path, no_dlib, mon
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", no_memory)
         assert run(data, out) == (0, 0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "align_and_mask", no_memory)
+        assert run(data, out) == (0, 0, 1)
     assert run(data, out) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("check_content", [False, True])
+def test_a_photo_that_does_not_come_costs_nothing_that_was_made(tmp_path, no_dlib, capsys, check_content):
+    """With the photos' disk away a second run took every face for one of a photo that had changed, and removed it."""
+    away, photos, out = make_photos(tmp_path / "away"), tmp_path / "set", tmp_path / "out"
+    for photo in sorted(away.glob("*/*.jpg")):
+        (photos / photo.parent.name).mkdir(parents=True, exist_ok=True)
+        (photos / photo.parent.name / photo.name).symlink_to(tmp_path / "disk" / photo.parent.name / photo.name)
+    away.rename(tmp_path / "disk")
+    counts = engine(photos, out, check_content=check_content)[0]
+    before = tree(out)
+    (tmp_path / "disk").rename(away)
+    lost = engine(photos, out, check_content=check_content)[0]
+    # a cache counts what is there; other faces are said not to have been looked at
+    assert lost == (counts if check_content else {"unreadable": 14})
+    assert tree(out) == before
+    away.rename(tmp_path / "disk")
+    no_dlib.clear()
+    assert engine(photos, out, check_content=check_content)[0] == counts and not no_dlib and tree(out) == before
+
+
+def test_photos_that_may_not_be_read_for_a_while_keep_their_faces(tmp_path, no_dlib, monkeypatch):
+    data, out = make_photos(tmp_path / "set"), tmp_path / "out"
+    run(data, out)
+    before = tree(out)
+    for name in ("0.jpg", "1.jpg"):
+        write_photo(data / "p0" / name, 222, quality=20)  # changed
+    real = step.photo_bytes
+
+    def refused(path):
+        if path.name == "0.jpg":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "photo_bytes", refused)
+        summary = process_photos(settings_of(data, out), ["p0/0.jpg", "p0/1.jpg"])
+    assert summary.problems == ["'p0/0.jpg': Permission denied; what was made before stays"]
+    after = tree(out)
+    assert all(after[f"set_{part}/p0/0.jpg"] == before[f"set_{part}/p0/0.jpg"] for part in FOLDERS)
+    assert after["set_face_notmask/p0/1.jpg"] != before["set_face_notmask/p0/1.jpg"]
+    assert read_manifest(out / "set_manifest.csv")["p0/0.jpg"].status == "ok"
+    assert (
+        run(data, out) == (12, 1, 1) and tree(out)["set_face_notmask/p0/0.jpg"] != before["set_face_notmask/p0/0.jpg"]
+    )
+
+
+def settings_of(data, out):
+    return AlignmentSettings(data, output_folders(out, "set"), SIZE, 0, "none")
+
+
+def test_a_file_too_large_for_a_photo_does_not_stop_the_others(tmp_path, no_dlib):
+    data, out = tmp_path / "set", tmp_path / "out"
+    write_photo(data / "p" / "z.jpg", 90)
+    with open(data / "p" / "film.jpg", "wb") as file:
+        file.truncate((1 << 30) + 1)  # of holes
+    assert run(data, out) == (1, 0, 1)
+    assert read_manifest(out / "set_manifest.csv")["p/film.jpg"].reason == "no photo: 1,073,741,825 bytes"
+    with pytest.raises(DataError, match=r"film\.jpg is no photo: it has 1,073,741,825 bytes"):
+        read_photo(data / "p" / "film.jpg")
+
+
+def test_long_names_are_shortened(tmp_path, no_dlib):
+    data, out = tmp_path / "set", tmp_path / "out"
+    names = ["x" * 251 + ".jpg", "x" * 251 + ".png", "ü" * 125 + ".jpg", "z.jpg"]
+    for number, name in enumerate(names):
+        write_photo(data / "p" / name, 90 + number)
+    assert run(data, out) == (4, 0, 0)
+    faces = [row.face for row in read_manifest(out / "set_manifest.csv").values()]
+    assert len(set(faces)) == 4 and "p/z.jpg" in faces and max(len(os.fsencode(face)) for face in faces) <= 242
+    no_dlib.clear()
+    before = tree(out)
+    assert run(data, out) == (4, 0, 0) and not no_dlib and tree(out) == before
+
+
+def test_a_folder_that_may_not_be_listed_is_counted_and_the_others_done(tmp_path, no_dlib, monkeypatch, capsys):
+    data, scandir = make_photos(tmp_path / "set"), os.scandir
+
+    def refused(path):
+        if Path(path) == data / "p0":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert run(data, tmp_path / "out") == (8, 1, 1)
+    assert "1 folders that may not be listed" in capsys.readouterr().out
+
+
+def test_no_more_shards_than_anybody_has_machines(tmp_path):
+    with pytest.raises(DataError, match="n at most 10000"):
+        run(make_photos(tmp_path / "set"), tmp_path / "out", "--shard", "1/300000000")
 
 
 def test_a_photo_keeps_the_name_that_its_face_got(tmp_path, no_dlib):

@@ -132,7 +132,9 @@ def test_script(tmp_path, monkeypatch, capsys):
     make_sample_faces(tmp_path / "api", 2, 1, first_person=998, seed=5)
     assert contents(tmp_path / "api") == contents(tmp_path / "faces")
     assert main(arguments) == 0
-    assert "0 drawn photos of 2 people written to faces, 2 were there already" in capsys.readouterr().out
+    assert (
+        f"0 drawn photos of 2 people written to {tmp_path / 'faces'}, 2 were there already" in capsys.readouterr().out
+    )
 
 
 # --- what is drawn --------------------------------------------------------------------------------------------------

@@ -211,9 +211,10 @@ def test_one_number_twice_and_bad_names(tmp_path):
     data = fill(tmp_path / "people", {"a": ["1.jpg", "0001.png"]})
     with pytest.raises(DataError, match="two photos of one number"):
         create_pairs(data, tmp_path / "pairs.txt", 1, 1, 0)
-    data = fill(tmp_path / "tab", {"a\tb": ["1.jpg", "2.jpg"]})
-    with pytest.raises(DataError, match="rename it"):
-        create_pairs(data, tmp_path / "pairs.txt", 1, 1, 0)
+    for number, name in enumerate(("a\tb", "a\\b")):  # the reader would refuse them
+        data = fill(tmp_path / f"bad{number}", {name: ["1.jpg", "2.jpg"], "c": ["1.jpg"]})
+        with pytest.raises(DataError, match="rename it"):
+            create_pairs(data, tmp_path / "pairs.txt", 1, 1, 0)
 
 
 def test_options(tmp_path):
@@ -231,6 +232,10 @@ def test_options(tmp_path):
             main([*options, "--overwrite", *wrong])
     with pytest.raises(DataError, match=r"no folder .*--demo"):
         main(["--data_path", str(tmp_path / "nowhere")])
+    with pytest.raises(DataError, match=r"--folds 100000000: .* has photos of [0-9]+ people"):
+        main([*options, "--overwrite", "--folds", "100000000"])  # took 5 GB before it was refused
+    with pytest.raises(DataError, match="--LFW_data_path None: this script needs one"):
+        main(["--LFW_data_path", "None"])
     (tmp_path / "pairs.txt").mkdir()
     with pytest.raises(DataError, match="there already"):
         main([*options[:2], "--pairs_path", str(tmp_path / "pairs.txt")])

@@ -38,8 +38,9 @@ def test_photos_are_linked_by_person_and_what_is_missing_is_counted(flat, tmp_pa
     (tmp_path / "people" / "17" / "000002.jpg").write_bytes(b"mine")
     (tmp_path / "people" / "2880" / "000000.jpg").unlink()
     (tmp_path / "people" / "2880" / "000000.jpg").symlink_to(tmp_path / "old" / "000000.jpg")  # before it was moved
-    assert run(tmp_path, *lines) == {"linked": 1, "there already": 2, "linked anew": 1, "named, but not there": 1,
-                                     "without a name": 2}  # fmt: skip
+    assert run(tmp_path, *lines) == {"linked": 1, "there already": 1, "linked anew": 1, "named, but not there": 1,
+                                     link_people.ANOTHER: 1, "without a name": 2}  # fmt: skip
+    assert "17/000002.jpg, keeps its place" in capsys.readouterr().out
     assert (tmp_path / "people" / "2880" / "000000.jpg").read_bytes() == b"0"
     assert (tmp_path / "people" / "17" / "000002.jpg").read_bytes() == b"mine"
     assert sorted(path.name for path in flat.iterdir()) == [*(f"{n:06}.jpg" for n in (*range(6), 9)), "readme.txt"]
@@ -56,6 +57,30 @@ def test_a_wrong_line_is_told_and_nothing_made(flat, tmp_path, line, says):
     with pytest.raises(DataError, match=says):
         run(tmp_path, "000001.jpg 3", line)
     assert not (tmp_path / "people").exists()
+
+
+def test_a_list_that_was_corrected_leaves_nobody_on_two_peoples_photos(flat, tmp_path):
+    run(tmp_path, "000000.jpg A", "000001.jpg A", "000002.jpg B")
+    with pytest.raises(DataError, match=r"1 links of before give photos to others .*people/A/000001\.jpg"):
+        run(tmp_path, "000000.jpg A", "000001.jpg B", "000002.jpg B")
+    (tmp_path / "people" / "A" / "000001.jpg").unlink()
+    assert run(tmp_path, "000000.jpg A", "000001.jpg B", "000002.jpg B")["linked"] == 1
+    assert run(tmp_path, "000003.jpg C")["linked"] == 1  # a list of others adds to what is there
+
+
+def test_photos_of_the_same_names_elsewhere_are_not_taken_for_those_linked(flat, tmp_path):
+    run(tmp_path, "000000.jpg A", "000001.jpg A")
+    flat.rename(tmp_path / "first")
+    flat.mkdir()
+    for name in ("000000.jpg", "000001.jpg"):
+        (flat / name).write_bytes(b"other")
+    (tmp_path / "people" / "A" / "000000.jpg").unlink()
+    (tmp_path / "people" / "A" / "000000.jpg").symlink_to(tmp_path / "first" / "000000.jpg")
+    assert run(tmp_path, "000000.jpg A", "000001.jpg A") == {
+        link_people.ANOTHER: 1,
+        "there already": 1,
+        "without a name": 0,
+    }
 
 
 def test_a_file_of_other_photos_is_told(flat, tmp_path):

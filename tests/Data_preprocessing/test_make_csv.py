@@ -99,10 +99,12 @@ def test_bad_folders_are_clear_errors(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such a name")
-def test_a_name_that_is_not_utf8_is_a_clear_error(tmp_path):
-    fill(tmp_path / "photos", {"ann": [os.fsdecode(b"caf\xe9.jpg")]})
-    with pytest.raises(DataError, match="rename it"):
-        make_csv(tmp_path / "photos", tmp_path / "x.csv")
+def test_a_name_that_the_index_cannot_hold_is_a_clear_error(tmp_path):
+    for name in (os.fsdecode(b"caf\xe9.jpg"), "a\rb.jpg"):
+        fill(tmp_path / name, {"ann": [name], "bob": ["1.jpg"]})
+        with pytest.raises(DataError, match=r"cannot hold, rename it: '(caf|a\\rb)"):
+            make_csv(tmp_path / name, tmp_path / "x.csv")
+    assert not (tmp_path / "x.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -125,8 +127,20 @@ def test_twins_bind_the_paths_of_their_config(twin, config, tmp_path, monkeypatc
     assert (tmp_path / "d.csv").read_text() == (tmp_path / config["train_data_index"]).read_text()
 
 
-def test_engine_is_a_script_too(faces, tmp_path):
+def test_the_command_line_names_folder_and_index(faces, tmp_path, monkeypatch):
     assert len(main(["--data_path", str(faces), "--csv_path", str(tmp_path / "x.csv")])) == 6
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["--data_path", str(faces), "--csv_path", "~/y.csv"])
+    assert (tmp_path / "y.csv").read_text() == (tmp_path / "x.csv").read_text()
+    for more in (("--data_path", "a", "--train_data_path", "b"), ("--csv_path", "a", "--train_data_index", "b")):
+        with pytest.raises(DataError, match=rf"{more[2]} is not read beside {more[0]}.*: give one of the two"):
+            main([*more])
+
+
+def test_faces_of_other_endings_are_counted(tmp_path, capsys):
+    fill(tmp_path / "photos", {"ann": ["1.JPG", "2.jpg", "3.png"], "bob": ["1.jpeg"]})
+    make_csv(tmp_path / "photos", tmp_path / "x.csv")
+    assert "Left out: 3 photos that do not end in .jpg" in capsys.readouterr().out
 
 
 def test_twins_are_thin_and_differ_in_their_config_only(tmp_path):

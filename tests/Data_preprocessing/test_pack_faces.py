@@ -50,6 +50,17 @@ def test_a_pack_holds_the_bytes_and_times_of_the_files_and_is_an_ordinary_tar(fa
         assert all(tar.extractfile(name).read() == (faces / name).read_bytes() for name in NAMES)
 
 
+@pytest.mark.parametrize("more", [(), ("--anew",)])
+def test_somebodys_own_archive_stays(faces, tmp_path, more):
+    """The archive that a folder was unpacked from has just this name."""
+    with tarfile.open(tmp_path / "faces.tar", "w") as tar:
+        tar.add(faces / NAMES[0], NAMES[0])
+    before = (tmp_path / "faces.tar").read_bytes()
+    with pytest.raises(DataError, match=r"faces\.tar is no pack of faces: .* Move it away"):
+        pack("--data_path", faces, *more)
+    assert (tmp_path / "faces.tar").read_bytes() == before
+
+
 def test_a_pack_that_is_there_is_kept_and_changed_faces_are_noticed(faces, tmp_path, capsys):
     pack("--data_path", faces, "--output", tmp_path / "packs")
     before = (tmp_path / "packs" / "faces.tar").stat()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from config_mask import config
 from Data_preprocessing import find_face
-from Data_preprocessing.find_face import NoAnswer
+from Data_preprocessing.find_face import NoAnswer, Unread
 from Evaluation import embed_photos, face_reader
 from Evaluation.face_cache import FaceCache, open_cache
 from Evaluation.face_reader import Face, FaceReader
@@ -52,6 +52,23 @@ def photos_of(folder):
 
 def nothing_new(monkeypatch):
     monkeypatch.setattr(FaceReader, "read_new", lambda self, paths, workers: pytest.fail(f"{paths}") if paths else [])
+
+
+def test_a_photo_that_memory_is_short_for_is_no_answer_now(people, tmp_path, monkeypatch):
+    """It ended a search in ten thousand others with a traceback."""
+    photo = photos_of(people)[0]
+    aligner = FaceReader(write_checkpoint(tmp_path / "a.pt"), config["predictor_path"], torch.device("cpu")).aligner
+    with open(tmp_path / "film.jpg", "wb") as file:
+        file.truncate((1 << 30) + 1)
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    with pytest.raises(Unread, match=r"film\.jpg cannot be read as a photo \(no photo: 1,073,741,825 bytes\)"):
+        find_face.find_each(tmp_path / "film.jpg", aligner)
+    monkeypatch.setattr(aligner, "align_turned", no_memory)
+    with pytest.raises(Unread, match="cannot be searched for faces"):
+        find_face.find_each(photo, aligner)
 
 
 def each_face(reader, photos, cache=None, workers=None):
@@ -209,7 +226,7 @@ def test_the_landmark_model_is_not_loaded_where_nobody_asks_for_landmarks(people
 def test_what_a_disk_or_memory_did_not_give_is_asked_for_again(people, reader, tmp_path, monkeypatch):
     cache, photos = FaceCache(tmp_path / "faces.sqlite"), photos_of(people)[:3]
     photos = [path for path in photos_of(people) if path.parent.name != "empty"][:3]
-    whole, decode = find_face.photo_bytes, find_face.decode_photo
+    whole, decode = find_face.bytes_of, find_face.decode_photo
 
     def gone(path):
         if str(path) == str(photos[0]):
@@ -222,7 +239,7 @@ def test_what_a_disk_or_memory_did_not_give_is_asked_for_again(people, reader, t
         return decode(data, name)
 
     with monkeypatch.context() as patched:
-        patched.setattr(find_face, "photo_bytes", gone)
+        patched.setattr(find_face, "bytes_of", gone)
         patched.setattr(find_face, "decode_photo", too_large)
         kinds = [type(answer) for answer in each_face(reader, photos, cache)]
     assert kinds == [find_face.Unread, find_face.Unread, Face] or kinds == [NoAnswer, NoAnswer, Face]

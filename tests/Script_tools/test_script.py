@@ -1,10 +1,14 @@
 """How a script reads its options."""
 
+import numpy as np
 import pytest
 
 import compare
 import validate_on_LFW
 from Data_preprocessing import Image_processing, Kill_img, create_pairs, make_csv
+from Script_tools.files import DataError, file_errors
+from Script_tools.script import run_script
+from Script_tools.settings import check_config, config
 
 
 @pytest.mark.parametrize("empty", [["--data_path", ""], ["--data_path="]])
@@ -25,3 +29,24 @@ def test_no_script_takes_an_empty_value(script, capsys):
         with pytest.raises(SystemExit):
             script.main(arguments)
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder"])
+def test_a_file_where_a_folder_is_wanted_is_told_with_what_to_do(tmp_path, what):
+    """Starting again, as was advised, never helped."""
+    (tmp_path / "x").mkdir() if what == "a folder" else (tmp_path / "x").touch()
+    with pytest.raises(DataError, match="move it away, or choose another"), file_errors(tmp_path / "x"):
+        (tmp_path / "x").write_bytes(b"") if what == "a folder" else (tmp_path / "x" / "y").mkdir(parents=True)
+
+
+def test_memory_that_ran_out_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: np.empty((1 << 40, 1 << 10)))
+    assert ended.value.code == 2 and "error: memory ran out: Unable to allocate" in capsys.readouterr().err
+
+
+def test_no_padding_leaves_a_dot_of_the_face():
+    check_config(config | {"padding": 4.0})
+    for padding in (4.1, 1e308):
+        with pytest.raises(DataError, match=r"padding = .*: must be at most 4"):
+            check_config(config | {"padding": padding})
