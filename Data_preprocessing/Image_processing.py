@@ -215,7 +215,7 @@ def print_summary(summary: Summary, outputs: OutputFolders, workers: int) -> Non
         print("  ... (column 'reason' of the manifest)")
     print(f"aligned faces      {outputs.face_notmask}\nmasked faces       {outputs.face_mask}")
     print(f"attention targets  {outputs.mask_notmask}\nmanifest           {outputs.manifest}")
-    if counts.total() and not counts["ok"]:
+    if counts["no_face"] and not counts["ok"]:
         print("Not a single face was found. Are these photos of upright faces, at least 40 px high?")
 
 
