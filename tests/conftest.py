@@ -15,6 +15,7 @@ from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_fi
 from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Evaluation import pictures
+from Models.CBAM_Face_attention_Resnet import LAYERS
 from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +67,14 @@ def aligned_here(request, monkeypatch):
         monkeypatch.setattr(
             lfw_pairs, "process_photos", lambda settings, photos, _, desc: align(settings, photos, 1, desc)
         )
+
+
+@pytest.fixture(scope="module")
+def one_block_a_stage():
+    """ResNet-18 has half of its blocks, in the tests' own process: for tests of how a run goes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LAYERS, 18, (*LAYERS[18][:2], [1, 1, 1, 1]))
+        yield
 
 
 @pytest.fixture

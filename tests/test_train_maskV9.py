@@ -28,6 +28,8 @@ from Training.setup import set_rate
 from Training.state import restore_optimizer
 from Training.step import Hard, Judged, Objective
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 FIRST_COLUMNS = (
     "epoch,learning_rate,triplet_loss,attention_loss,attention_iou,hard_triplets,hard_share,positive_distance,"
     "negative_distance,images_per_second,peak_memory_mb,seconds"

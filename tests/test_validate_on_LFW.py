@@ -12,6 +12,8 @@ from config_mask import config
 from Evaluation import scores
 from Script_tools.settings import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 def test_evaluate_lfw_can_be_imported_from_the_script():
     assert validate_on_LFW.evaluate_lfw is scores.evaluate_lfw

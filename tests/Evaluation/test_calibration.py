@@ -23,6 +23,8 @@ from Script_tools.files import DataError
 from tests.conftest import ROOT
 from Training.state import plain_config
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 def unit_rows(rng, count, length=8):
     rows = rng.normal(size=(count, length)).astype(np.float32)

@@ -33,6 +33,8 @@ from Script_tools.files import DataError
 from tests.conftest import read_by
 from Training.state import plain_config
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 def pixels(path):
     """The picture as (H, W, 3) int; and no temporary file beside it, no figure open."""

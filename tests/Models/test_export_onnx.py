@@ -225,7 +225,8 @@ def says_what_compare_says(network, drawn):
         onnx_example.main(str(network), str(detector), *photos)
 
 
-def test_a_difference_in_a_straightener_or_behind_it_is_seen(straightening):
+def test_a_difference_in_a_straightener_or_behind_it_is_seen(straightening, monkeypatch):
+    monkeypatch.setattr(export_onnx, "FACES", 8)
     (network, head, model), rng = copy.deepcopy(straightening), np.random.default_rng(0)
     assert export_onnx.check_export(model, network, 64, rng, head) < 1e-5
     for weight in (network.straightener.out.bias, network.embedding.bias):

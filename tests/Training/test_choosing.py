@@ -23,6 +23,8 @@ from Training import setup as training_setup
 from Training.setup import RunData
 from Training.state import IDENTITY_FILE, begin_best_anew, identity_names, names_that_tell_nothing, people_seen, resumed
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):

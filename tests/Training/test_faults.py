@@ -33,6 +33,8 @@ from Training import setup as training_setup
 from Training.memory import memory_advice
 from Training.state import plain_config
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 @pytest.fixture
 def tiny(monkeypatch):

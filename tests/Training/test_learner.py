@@ -22,6 +22,8 @@ from Training.setup import prepare_network
 from Training.state import restore_optimizer
 from Training.step import Objective
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 CPU = torch.device("cpu")
 
 

@@ -23,6 +23,8 @@ from Training.memory import memory_advice, peak_memory_mb, reset_peak_memory
 from Training.run import TrainingRun
 from Training.step import Objective
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 STATM = Path("/proc/self/statm")
 CPU = torch.device("cpu")
 

@@ -11,6 +11,8 @@ from train_maskV9 import train_one_epoch
 from Training.learner import Learner
 from Training.step import Objective, pack_hard_triplets
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 class Network(nn.Module):
     """Embedding: a factor times the first two pixels; a layer of batch normalisation counts what it sees."""

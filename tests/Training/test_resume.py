@@ -28,6 +28,8 @@ from Training.epoch_figures import NUM_TOTALS, SUMS, Tally
 from Training.interruption import Interruption, Position
 from Training.step import pack_hard_triplets
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 EACH_STEP = ("--save_every_minutes", "1e-9")
 SHOWN = (
     "--masks new --unmasked_share 0.3 --flip True --jitter 0.5 --photo_jitter 0.5 --rate_decay cosine "

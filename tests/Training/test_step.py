@@ -30,6 +30,8 @@ from Training.optimizer import WARMUP, make_optimizer, rate_share
 from Training.setup import set_rate
 from Training.step import Objective, batch_loss, find_hard, half_precision, judge
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 class Embed(nn.Module):
     """Embedding: the first four pixels divided by their length, times a learned matrix that is one at first."""

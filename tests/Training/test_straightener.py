@@ -19,6 +19,8 @@ from Training import train_straightener
 from Training.state import plain_config
 from Training.train_straightener import deviations, measure, scaled
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 def smooth_image(size: int, seed: int = 0) -> np.ndarray:
     """(size, size, 3) float32 in [-1, 1] without sharp edges, so that resampling loses little."""

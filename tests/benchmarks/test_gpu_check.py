@@ -31,11 +31,16 @@ class Here:
         return 0
 
 
+def start(command, **options):
+    """The part ``tests`` runs apart, as all do for a user."""
+    return (subprocess.Popen if "tests" in command else Here)(command, **options)
+
+
 @contextlib.contextmanager
 def parts_run_here():
-    """Without starts of processes, and with one block a stage. That parts run apart is tested where one fails."""
+    """Without starts of processes, and with one block a stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_check, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Here}))
+        patch.setattr(gpu_check, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start}))
         patch.setitem(LAYERS, 18, (*LAYERS[18][:2], [1, 1, 1, 1]))
         yield
 
@@ -67,11 +72,13 @@ def test_every_part_gives_its_rows(checked):
     assert "| ours |" in text and "| best |" in text
 
 
-def test_a_part_that_fails_says_so_and_the_next_begins(tmp_path, capsys):
+def test_a_part_that_fails_says_so_and_the_next_begins(tmp_path, monkeypatch):
     (tmp_path / "drawn").touch()  # where faces are to be drawn: no folder can be made there
-    code = gpu_check.main(["--out", str(tmp_path), "--dry_run", "--parts", "validate", "tests"])
+    monkeypatch.setitem(gpu_check.PARTS, "memory", lambda plan: iter([{"memory": "flat"}]))
+    with parts_run_here():
+        code = gpu_check.main(["--out", str(tmp_path), "--dry_run", "--parts", "validate", "memory"])
     statuses = {part["part"]: part["status"] for part in json.loads((tmp_path / "gpu_check.json").read_text())["parts"]}
-    assert code == 1 and statuses == {"validate": "failed", "tests": "ok"}
+    assert code == 1 and statuses == {"validate": "failed", "memory": "ok"}
     assert "Error" in (tmp_path / "gpu_check.md").read_text()
 
 
