@@ -16,6 +16,7 @@ from Data_preprocessing.create_pairs import create_pairs
 from Data_preprocessing.Make_sample_faces import make_sample_faces
 from Evaluation import pictures
 from Models.CBAM_Face_attention_Resnet import LAYERS
+from tests.starter import Starter
 from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,14 @@ def aligned_here(request, monkeypatch):
         monkeypatch.setattr(
             lfw_pairs, "process_photos", lambda settings, photos, _, desc: align(settings, photos, 1, desc)
         )
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory):
+    """Starts scripts without waiting for imports."""
+    starter = Starter(tmp_path_factory.mktemp("outputs"))
+    yield starter
+    starter.close()
 
 
 @pytest.fixture(scope="module")

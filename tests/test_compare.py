@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -475,11 +473,9 @@ def test_flipped_embeddings_follow_the_thresholds(drawn, write_checkpoint):
     assert run(*photos, "--average_flip", checkpoint=without)["distance"] == plain
 
 
-def test_the_exit_code_tells_the_verdict_to_a_shell(drawn, strict, tmp_path):
-    command = [sys.executable, str(ROOT / "compare.py"), "--checkpoint", str(strict), "--device", "cpu"]
-    done = subprocess.run(
-        [*command, photo(drawn, 0), photo(drawn, 1)], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+def test_the_exit_code_tells_the_verdict_to_a_shell(drawn, strict, tmp_path, starter):
+    options = "--checkpoint", strict, "--device", "cpu"
+    done = starter.run(ROOT / "compare.py", *options, photo(drawn, 0), photo(drawn, 1), folder=tmp_path)
     assert (done.returncode, done.stderr) == (10, "")
     assert "different people" in done.stdout.splitlines()
 

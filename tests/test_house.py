@@ -1,11 +1,9 @@
 """The rules of the house that no single module can hold: quiet imports, --help everywhere, no dead config key."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -37,49 +35,13 @@ def test_importing_everything_prints_nothing_writes_nothing_and_needs_no_dlib(tm
     assert list(tmp_path.iterdir()) == []
 
 
-# runs each script in a copy of this process, which has what takes long to import, and nothing of this repository
-STARTER = """
-import os, runpy, sys
-import cv2, matplotlib.pyplot, numpy, PIL.Image, torch, torchvision, tqdm
-for line in sys.stdin:
-    script, folder = line.rstrip("\\n").split("\\t")
-    child = os.fork()
-    if not child:
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-for number, name in ((0, os.devnull), (1, folder + ".out"), (2, folder + ".err")):
-    os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
-os.chdir(folder)
-sys.argv, sys.path[0] = [script, "--help"], os.path.dirname(script)
-runpy.run_path(script, run_name="__main__")
-"""
-
-
-@pytest.fixture(scope="module")
-def starter():
-    """A function that starts a script with --help in a folder, and gives its exit code."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    screen = os.environ | {"COLUMNS": "100"}
-    with subprocess.Popen([sys.executable, "-c", STARTER], env=screen, cwd=os.sep, **pipes) as running:
-
-        def start(script, folder):
-            running.stdin.write(f"{script}\t{folder}\n")
-            running.stdin.flush()
-            return int(running.stdout.readline())
-
-        yield start
-        running.stdin.close()
-
-
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_help_works_from_another_folder(script, starter, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    code = starter(script, folder)
-    said, errors = (Path(f"{folder}.{name}").read_text() for name in ("out", "err"))
-    assert code == 0, errors
+    done = starter.run(script, "--help", folder=folder, environment={"COLUMNS": "100"})
+    said = done.stdout
+    assert done.returncode == 0, done.stderr
     assert said and len(said.splitlines()) < 45
     assert "settings of config_mask.py" in said or "add_config_arguments" not in script.read_text()
     assert list(folder.iterdir()) == []

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,14 +182,14 @@ def test_people_trained_on_are_left_out_of_the_score(two_epochs, drawn):
         )  # fmt: skip
 
 
-def test_training_and_validation_on_prepared_faces_never_import_dlib(two_epochs, drawn_options, tmp_path):
+def test_training_and_validation_on_prepared_faces_never_import_dlib(two_epochs, drawn_options, tmp_path, starter):
     # two_epochs filled the cache of test faces; with dlib forbidden everything must still run
     code = (
-        "import sys; sys.modules['dlib'] = None; import train_maskV9, validate_on_LFW; "
+        f"import sys; sys.path[0] = {str(ROOT)!r}; sys.modules['dlib'] = None; import train_maskV9, validate_on_LFW; "
         f"train_maskV9.main({[*drawn_options, '--epochs', '1', '--output_path', str(tmp_path)]!r}); "
         f"validate_on_LFW.main({['--output_path', str(tmp_path), *read_by(validate_on_LFW, drawn_options)]!r})"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = starter.start_code(code, "train").communicate()
     assert done.returncode == 0, done.stderr
 
 

@@ -14,6 +14,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Models.CBAM_Face_attention_Resnet import LAYERS, build_model
+from tests.tiny_training import TinyNetwork
 from train_maskV9 import train_one_epoch
 from Training.distributed import (
     average_running_statistics,
@@ -32,11 +33,11 @@ MARGIN = 3.0  # so that of random pictures most triplets are hard
 
 
 def network(frozen: bool = True) -> nn.Module:
-    """A V9 of depth 10, one block a stage, whose batch normalisation is ``frozen``: it takes its running statistics
-    also in training."""
+    """A tiny network whose batch normalisation is ``frozen``: it takes its running statistics also in training. Where
+    it is not, a V9 of depth 10, one block a stage."""
     torch.manual_seed(0)
     with mock.patch.dict(LAYERS, {10: (*LAYERS[18][:2], [1, 1, 1, 1])}):
-        model = build_model(10, embedding_dim=8)
+        model = TinyNetwork() if frozen else build_model(10, embedding_dim=8)
     for module in model.modules() if frozen else ():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -87,7 +88,7 @@ def run(
 
 def own_and_shared_gradients() -> dict:
     """The length of the gradient in each process after the first and the second of two batches that make a step."""
-    net = network()
+    net = network(frozen=False)
     objective = Objective(margin=MARGIN, embedding_scale=10.0)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     learner = Learner(net, optimizer, objective, torch.device("cpu"), accumulate=2)

@@ -3,8 +3,7 @@
 import importlib.util
 import os
 import re
-import subprocess
-import sys
+import signal
 import threading
 import time
 import zlib
@@ -197,7 +196,7 @@ def test_a_record_of_which_the_disk_kept_a_part_is_computed_again(tmp_path, face
     assert counting.calls == 1
 
 
-def test_killed_and_started_again_computes_only_what_is_missing(tmp_path, faces):
+def test_killed_and_started_again_computes_only_what_is_missing(tmp_path, faces, starter):
     cache = tmp_path / "set_dlib.bin"
     code = (
         "import sys, time, numpy; sys.path.insert(0, sys.argv[1])\n"
@@ -205,14 +204,13 @@ def test_killed_and_started_again_computes_only_what_is_missing(tmp_path, faces)
         "slow = lambda chip: time.sleep(0.05) or numpy.resize(chip, 128)\n"
         "face_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3], 1, slow)"
     )
-    command = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "faces"), str(cache), *faces]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = starter.start_code(code, "", ROOT, tmp_path / "faces", cache, *faces)
     deadline = time.monotonic() + 60
     while not cache.exists() or cache.stat().st_size <= len(MARK):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.communicate().returncode == -signal.SIGKILL
     done = len(cached(tmp_path))
     assert 0 < done < FACES and (tmp_path / "set_dlib.lock").exists()
     counting = Counting(first_values)
@@ -269,7 +267,7 @@ def test_a_dead_worker_is_one_sentence(tmp_path, faces):
     np.testing.assert_array_equal(describe(tmp_path, faces), slowly(tmp_path, faces))
 
 
-def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(tmp_path, faces):
+def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(tmp_path, faces, starter):
     cache = tmp_path / "set_dlib.bin"
     code = (
         "import resource, sys, numpy; sys.path.insert(0, sys.argv[1])\n"
@@ -278,8 +276,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(tmp_path, faces):
         "try: t.face_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3], 1, lambda chip: numpy.resize(chip, 128))\n"
         "except t.DataError as error: print(error)"
     )
-    command = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "faces"), str(cache), *faces]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = starter.start_code(code, "", ROOT, tmp_path / "faces", cache, *faces).communicate()
     assert "Stopped: File too large" in done.stdout and "start again to go on" in done.stdout, done.stderr
     kept, counting = (cache.stat().st_size - len(MARK)) // RECORD.itemsize, Counting(first_values)
     np.testing.assert_array_equal(describe(tmp_path, faces, counting), slowly(tmp_path, faces, first_values))
@@ -366,7 +363,7 @@ def test_on_a_device_cudnn_stays_on_and_the_process_own_network_where_it_is(draw
     assert face_descriptors(names, folder / "faces", tmp_path / "a.bin", 1).shape == (len(names), 128)
 
 
-def test_a_cached_call_does_not_import_dlib(drawn_faces):
+def test_a_cached_call_does_not_import_dlib(drawn_faces, starter):
     folder, names, _ = drawn_faces
     expected = face_descriptors(names, folder / "faces", folder / "set_dlib.bin", workers=1)
     code = (
@@ -374,8 +371,7 @@ def test_a_cached_call_does_not_import_dlib(drawn_faces):
         "rows = face_descriptors(sys.argv[4:], sys.argv[2], sys.argv[3])\n"
         "print('dlib' in sys.modules, rows.tobytes().hex())"
     )
-    arguments = [str(ROOT), str(folder / "faces"), str(folder / "set_dlib.bin"), *names]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = starter.start_code(code, "", ROOT, folder / "faces", folder / "set_dlib.bin", *names).communicate()
     assert done.stdout.split() == ["False", expected.tobytes().hex()]
 
 

@@ -39,11 +39,27 @@ def torchrun(script, *options):
     return done.stdout
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def in_two(starter, script, *options):
+    """Run ``script`` in two processes with the environment that torchrun gives them, without waiting for imports."""
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    ranks = [{"RANK": number, "LOCAL_RANK": number} for number in "01"]
+    processes = [starter.start(script, *options, environment=place | rank) for rank in ranks]
+    done = [process.communicate() for process in processes]
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    return "".join(each.stdout for each in done)
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(tmp_path_factory, starter):
     """The figures of two processes, and what they printed."""
     path = tmp_path_factory.mktemp("two") / "figures.json"
-    printed = torchrun(ROOT / "tests" / "two_processes.py", path)
+    printed = in_two(starter, ROOT / "tests" / "two_processes.py", path)
     return json.loads(path.read_text()), printed
 
 
@@ -131,9 +147,7 @@ def test_running_statistics_are_averaged_over_the_processes(two):
 
 def two_nodes(script, *options):
     """Run ``script`` as on two machines, an agent and a process on each, that meet at a port of this one."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        place = f"localhost:{probe.getsockname()[1]}"
+    place = f"localhost:{free_port()}"
     meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={place}", "--rdzv_id=job"]
     command = [sys.executable, "-m", "torch.distributed.run", *meeting, str(script), *map(str, options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -163,14 +177,14 @@ def parts_of(config):
     return [[batch["triplet"].tolist() for batch in loader] for loader in loaders]
 
 
-def test_validation_in_two_processes_gives_the_figures_of_one(drawn_options, tmp_path):
+def test_validation_in_two_processes_gives_the_figures_of_one(drawn_options, tmp_path, starter):
     path = train([*drawn_options, "--epochs", "1"], tmp_path)["checkpoints"] / "last.pt"
     keys = ("--LFW_data_path", "--LFW_pairs", "--cache_path", "--num_workers")
     settings = [part for key in keys for part in (key, drawn_options[drawn_options.index(key) + 1])]
     options = ["--checkpoint", path, "--output_path", tmp_path, "--device", "cpu", *settings]
     alone = validate_on_LFW.main([*map(str, options), "--picture", str(tmp_path / "one.png")])["protocols"]
     more = ["--json", tmp_path / "two.json", "--picture", tmp_path / "two.png", "--html", tmp_path / "two.html"]
-    printed = torchrun(ROOT / "validate_on_LFW.py", *options, *more)
+    printed = in_two(starter, ROOT / "validate_on_LFW.py", *options, *more)
     assert printed.count("ROC picture") == 1
     together = json.loads((tmp_path / "two.json").read_text())["protocols"]
     for protocol, figures in alone.items():

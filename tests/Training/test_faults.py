@@ -2,7 +2,6 @@
 
 import csv
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from Models.checkpoint import save_checkpoint
 from Script_tools.files import DataError
 from tests import tiny_training
 from tests.conftest import ROOT
+from tests.starter import RUN
 from tests.test_faults import drop_root_rights, rights_count  # noqa: F401
 from tests.test_train_maskV9 import read_metrics, train
 from tests.Training.test_resume import equal
@@ -41,9 +41,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(training_setup, "build_network", tiny_training.tiny_network)
 
 
-def script(*options, **more):
-    command = [sys.executable, str(ROOT / "tests" / "tiny_training.py"), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, **more)
+TINY = ROOT / "tests" / "tiny_training.py"
 
 
 def contents(folder):
@@ -75,7 +73,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tiny, drawn_options,
 
 @pytest.mark.parametrize("name", ["lfw_epoch_002.png", "last.pt", "train.log"])
 def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(
-    name, tiny, drawn_options, tmp_path, monkeypatch, real_pictures
+    name, tiny, drawn_options, tmp_path, starter, real_pictures
 ):
     """A limit on the size of files does what a full disk does."""
     whole = train(drawn_options, tmp_path / "whole")
@@ -87,10 +85,9 @@ def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(
     limit = path.stat().st_size + 10 if name == "train.log" else path.stat().st_size // 2
     more = ("--resume", "--output_path", tmp_path / "parts", "--epochs", "2", "--device", "cpu")
     before = contents(tmp_path / "parts")
-    if name == "last.pt":  # the picture is larger
-        monkeypatch.setenv("TINY_PICTURES", "0")
-    done = script(*more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    monkeypatch.delenv("TINY_PICTURES", raising=False)
+    no_picture = {"TINY_PICTURES": "0"} if name == "last.pt" else {}  # it is larger
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n{RUN}"
+    done = starter.start_code(limited, TINY, *more, environment=no_picture).communicate()
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert "File too large" in done.stderr and name in done.stderr and "MB are free" in done.stderr
     assert name == "train.log" or "MB are needed" in done.stderr
@@ -106,7 +103,8 @@ def test_a_full_disk_leaves_all_files_whole_and_the_run_goes_on(
 def test_a_folder_that_may_not_be_written(drawn_options, tmp_path, rights_count):  # noqa: F811
     (tmp_path / "closed").mkdir(mode=0o555)
     closed = drop_root_rights if os.geteuid() == 0 else None
-    done = script(*drawn_options, "--output_path", tmp_path / "closed", preexec_fn=closed)
+    command = [sys.executable, TINY, *drawn_options, "--output_path", tmp_path / "closed"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, preexec_fn=closed)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert f"Permission denied: {tmp_path}/closed" in done.stderr and "Choose another folder" in done.stderr
     assert list((tmp_path / "closed").iterdir()) == []

@@ -347,22 +347,20 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_signal_ends_the_script_with_a_checkpoint_and_says_how_to_go_on(number, to_all, options, tmp_path):
+def test_a_signal_ends_the_script_with_a_checkpoint_and_says_how_to_go_on(number, to_all, options, tmp_path, starter):
     """As a server does (to all processes), a terminal (Ctrl-C, likewise), and ``kill``."""
-    command = [sys.executable, str(ROOT / "tests" / "tiny_training.py"), *options, "--num_workers", "1"]
-    command += ["--output_path", str(tmp_path), "--run_name", "x", "--num_train_triplets", "4000"]
-    environment = {**os.environ, "TINY_SECONDS": "0.05", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    more = "--num_workers", "1", "--output_path", tmp_path, "--run_name", "x", "--num_train_triplets", "4000"
+    tiny = ROOT / "tests" / "tiny_training.py"
+    process = starter.start(tiny, *options, *more, environment={"TINY_SECONDS": "0.05"})
     log, deadline = tmp_path / "logs" / "x" / "train.log", time.monotonic() + 60
     while not log.exists() or "test pairs" not in log.read_text():
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline and process.poll() is None, process.texts()
         time.sleep(0.1)
     time.sleep(2)
     (os.killpg if to_all else os.kill)(process.pid, number)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors[-2000:]
+    done = process.communicate(timeout=60)
+    out, errors = done.stdout, done.stderr
+    assert done.returncode == 128 + number, errors[-2000:]
     assert "stopping after this step" in errors and "Traceback" not in errors
     (line,) = [line for line in out.splitlines() if line.startswith(f"Stopped by {number.name}. Go on with: python ")]
     last = load_checkpoint(tmp_path / "Model_training_checkpoints" / "x" / "last.pt")
