@@ -297,7 +297,7 @@ def test_a_square_image_that_does_not_look_like_an_aligned_crop_is_no_answer(
     for size in ((1, 1), (1, 3000), (3000, 1)):
         Image.new("RGB", size).save(tmp_path / f"{size[0]} x {size[1]}.png")
     for path in sorted(tmp_path.iterdir()):
-        report = run(path, path, checkpoint=strict)
+        report = run(path, photo(drawn, 0), checkpoint=strict)
         assert report["exit_code"] == 20 and "does not look like an aligned crop" in capsys.readouterr().out
 
 
@@ -482,8 +482,10 @@ def test_the_exit_code_tells_the_verdict_to_a_shell(drawn, strict, tmp_path, sta
 
 @needs_real
 def test_a_real_masked_face_that_the_usual_detector_misses_is_found(strict):
-    report = run(REAL / "real_masks" / "008.jpg", REAL / "real_masks" / "008.jpg", checkpoint=strict)
-    assert report["first"]["detector"] not in ("hog", "hog upsampled", "whole image") and report["verdict"] == "same"
+    comparer = compare.Comparer(strict, device=torch.device("cpu"))
+    face = comparer.read(REAL / "real_masks" / "008.jpg")
+    assert face.aligned.detector not in ("hog", "hog upsampled", "whole image")
+    assert comparer.compare(face, face)["verdict"] == "same"
 
 
 def test_of_several_faces_the_largest_can_be_asked_for(drawn, strict, tmp_path):
