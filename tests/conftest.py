@@ -1,4 +1,8 @@
-"""What several tests need: real photos where they are, and a small drawn set prepared by the real scripts."""
+"""What several tests need: real photos where they are, and a small drawn set prepared by the real scripts.
+
+The process that only hands tests out to others (-n) reads this too: what takes long to import is imported where it is
+needed.
+"""
 
 import gc
 import os
@@ -10,14 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from Data_loader import lfw_pairs
-from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
-from Data_preprocessing.create_pairs import create_pairs
-from Data_preprocessing.Make_sample_faces import make_sample_faces
-from Evaluation import pictures
-from Models.CBAM_Face_attention_Resnet import LAYERS
 from tests.starter import Starter
-from Training import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "plot_roc", "plot_learning_curves"
@@ -50,6 +47,8 @@ def pytest_collection_finish():
 def blank_pictures(monkeypatch):
     """Trainings in the tests' own process write blank pictures: drawing them takes a third of so short a run. What they
     show is tested by itself, and scripts that tests start draw them."""
+    from Evaluation import pictures
+    from Training import run
 
     def blank(_, path, *args, **kwargs):
         with pictures.saved_figure(path, 1, 1):
@@ -63,6 +62,8 @@ def blank_pictures(monkeypatch):
 def aligned_here(request, monkeypatch):
     """Test faces are aligned in the tests' own process: each worker would load the 100 MB of dlib's landmark model for
     a few dozen photos. That workers do it too is tested where pairs are."""
+    from Data_loader import lfw_pairs
+
     if request.module.__name__.rpartition(".")[2] != "test_lfw_pairs":
         align = lfw_pairs.process_photos
         monkeypatch.setattr(
@@ -81,6 +82,8 @@ def starter(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_block_a_stage():
     """ResNet-18 has half of its blocks, in the tests' own process: for tests of how a run goes."""
+    from Models.CBAM_Face_attention_Resnet import LAYERS
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LAYERS, 18, (*LAYERS[18][:2], [1, 1, 1, 1]))
         yield
@@ -89,6 +92,9 @@ def one_block_a_stage():
 @pytest.fixture
 def real_pictures(blank_pictures, monkeypatch):
     """Trainings in this process draw, for tests of how large a picture is or what drawing keeps in memory."""
+    from Evaluation import pictures
+    from Training import run
+
     for name in PICTURES:
         monkeypatch.setattr(run, name, getattr(pictures, name))
 
@@ -96,6 +102,10 @@ def real_pictures(blank_pictures, monkeypatch):
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """A folder with drawn people, prepared for training and testing at 64 px by the real scripts. Read only."""
+    from Data_preprocessing import Image_processing, Make_csv_file_mask, Make_csv_file_notmask
+    from Data_preprocessing.create_pairs import create_pairs
+    from Data_preprocessing.Make_sample_faces import make_sample_faces
+
     folder = tmp_path_factory.mktemp("drawn")
     make_sample_faces(folder / "train", people=8, photos=5, small_every=0)
     make_sample_faces(folder / "test", people=8, photos=5, first_person=8, small_every=0)

@@ -278,6 +278,7 @@ def test_a_photo_without_a_face_or_that_cannot_be_read_is_no_answer(drawn, stric
 def no_detector(monkeypatch):
     """As if no detector found a face in anything."""
     monkeypatch.setitem(face_alignment.CHAINS, "any", ("whole image",))
+    monkeypatch.setitem(face_alignment.CHAINS, "full", ())  # in turned photos
 
 
 def test_an_aligned_crop_is_taken_whole_where_no_detector_sees_a_face(drawn, strict, no_detector, capsys):

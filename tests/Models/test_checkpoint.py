@@ -34,6 +34,8 @@ from Training.run import open_run
 from Training.state import restore, resumed
 from Training.step import Objective
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 class Command:
     """Unpickling it makes a file: what a stranger's checkpoint might do."""

@@ -11,6 +11,8 @@ from Script_tools.files import DataError
 from Training import average_weights
 from Training.state import plain_config
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 def write(path, seed, people=("a",), straightener=False, **settings):
     torch.manual_seed(seed)

@@ -22,6 +22,8 @@ from Losses.Attention_loss import resize_target
 from Models.checkpoint import load_checkpoint
 from Script_tools.files import DataError, read_names
 
+pytestmark = pytest.mark.usefixtures("one_block_a_stage")
+
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
