@@ -153,6 +153,9 @@ class TrainingRun:
         for key, test_set in test_sets.items():
             skipped = _reasons(test_set.pairs.skipped) or "none skipped"
             self.log(f"test pairs {self._called(key)}: {len(test_set.pairs.is_same)} used, {skipped}")
+        if self.config["test_masks"] == "as_is":
+            self.log("test_masks = as_is draws no masks: what is called unmasked, masked and cross is one: the photos "
+                     "as they are")  # fmt: skip
         self._log_space(checkpoint_bytes(network, self.config))
         self._add_start(describe_start(device, self.config["train_data_index"], len(dataset), people))
 

@@ -230,6 +230,13 @@ def test_another_test_set_is_validated_each_epoch_beside_lfw(drawn_options, tmp_
     assert len(list(tmp_path.glob("ROC_images/*/notlfw_epoch_*.png"))) == 2
 
 
+def test_where_no_mask_is_drawn_on_test_photos_it_is_said_that_all_protocols_are_one(drawn_options, tmp_path):
+    files = train(drawn_options, tmp_path, "--epochs", "1", "--run_name", "x", "--test_masks", "as_is")
+    (row,) = read_metrics(files["metrics"])
+    assert row["unmasked_auc"] == row["masked_auc"] == row["cross_auc"]
+    assert "as_is draws no masks" in (tmp_path / "logs" / "x" / "train.log").read_text()
+
+
 # --- what a step costs ------------------------------------------------------------------------------------------------
 
 
