@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> Counter:
         padding=config["padding"],
         detector=config["detector"],
     )
-    photos = iter_photos(data_path, people, with_folders=True)
+    photos = iter_photos(data_path, people, with_folders=True, unlisted=True)
     if shard:
         summary = run_shard(settings, photos, args.workers, total, shard)
     else:

@@ -130,8 +130,9 @@ def _own_folders(data: Path, people: list[str], follow_links: bool, problems: li
         return data not in Path(os.path.realpath(data / person)).parents
 
     links = [person for person in people if (data / person).is_symlink()]
-    inside = [person for person in links if not leads_out(person)]
-    out = [] if follow_links else sorted(set(links) - set(inside))
+    own = {str(data / person) for person in set(people) - set(links)}
+    inside = [person for person in links if os.path.realpath(data / person) in own]
+    out = [] if follow_links else [person for person in links if leads_out(person)]
     if out:
         _add_problem(problems, f"{len(out)} people's folders are links out of {data} ({out[0]}, ...): left alone; "
                      "--follow_links takes photos out of the folders that they lead to")  # fmt: skip
@@ -246,9 +247,12 @@ def _take_away(
     note([[*verdict, action] for verdict in bad])
     failed = []
     for verdict in bad:
+        if verdict.reason == NO_ACCESS:  # a disk not mounted, or a right not given: it may be a good one
+            counts["failed"] += 1
+            _add_problem(problems, f"{places.data / verdict.photo} cannot be read now")
+            failed.append([*verdict, FAILED])
+            continue
         try:
-            if verdict.reason == NO_ACCESS and action:  # a disk not mounted, or a right not given: it may be a good one
-                raise PermissionError(errno.EACCES, "cannot be read now", str(places.data / verdict.photo))
             if action == MOVED:
                 _move(places.data / verdict.photo, places.killed / verdict.photo)
             elif action == DELETED:
@@ -334,8 +338,8 @@ def _rows(path: Path) -> Iterator[list[str]]:
     if not path.exists():
         return
     with open(path, **TEXT) as file:
-        first = file.readline().rstrip("\r\n")
-        if path.suffix == ".csv" and first.split(",") != COLUMNS:
+        first = file.readline(1000)
+        if path.suffix == ".csv" and first and list(csv.reader([first])) != [COLUMNS]:
             raise DataError(f"{path} is no list of photos set aside: move it away, this script writes it anew.")
         file.seek(0)
         for row in csv.reader(file):
@@ -361,7 +365,7 @@ def _report(counts: Counter, left: Counter, problems: list[str], places: Places,
     numbers += f", all {counts['all']}; other files left alone: {counts['other_files']}"
     print(numbers if action else f"dry run, nothing was changed: {numbers}")
     if counts["failed"]:
-        print(f"{counts['failed']} more are small or unreadable but could not be {action}: they stay in place")
+        print(f"{counts['failed']} more are small or unreadable but could not be {action or MOVED}: they stay in place")
     if action:
         print(f"list: {places.list}")
     if places.killed.is_dir():

@@ -7,7 +7,7 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -30,7 +30,7 @@ from Data_preprocessing.manifest import (
     space_per_photo,
     write_manifest,
 )
-from Data_preprocessing.photo_files import decode_photo, photo_bytes, photos_of, write_jpeg
+from Data_preprocessing.photo_files import decode_photo, is_photo_name, photo_bytes, photos_of, write_jpeg
 from Data_preprocessing.photo_images import NO_COLOUR, NO_MASK, AlignmentSettings, align_and_mask
 from Script_tools.chip_geometry import PADDING
 from Script_tools.files import DataError, check_space, file_errors, write_whole
@@ -38,7 +38,7 @@ from Script_tools.run_lock import locked
 from Script_tools.workers import map_chunks
 
 CHUNK = 8  # photos that a worker takes at once
-LONGEST_NAME = 240  # bytes of a face's file name: disks take 255
+LONGEST_NAME = 255  # bytes of a file's name that disks take
 
 
 @lru_cache(maxsize=1)
@@ -53,10 +53,10 @@ def aligner_for(
     return FaceAligner(predictor_path, image_size, padding=padding, detector=detector, landmarks=landmarks)
 
 
-def process_photo(source: str, face: str, settings: AlignmentSettings) -> ManifestRow:
+def process_photo(source: str, face: str, settings: AlignmentSettings, keep: bool = False) -> ManifestRow:
     """Align one photo, write its three images under the name ``face``, and return its row.
 
-    Where the photo's bytes did not come, or memory was short, nothing is known of it: images made before stay.
+    ``keep``: where the photo's bytes do not come, or memory is short, images made before stay: their row stays, too.
     """
     row, photo = read_source(source, settings)
     images = None
@@ -66,7 +66,7 @@ def process_photo(source: str, face: str, settings: AlignmentSettings) -> Manife
             row, images = align_and_mask(photo, row, settings, aligner)
         except MemoryError as error:
             row = row._replace(reason=one_line(error), source_crc32=None)
-    if row.source_crc32 is None:
+    if keep and row.source_crc32 is None:
         return row
     for folder, image in zip(settings.outputs[:3], images or (None,) * 3, strict=True):
         if image is None:  # there may be one, made when the photo was another
@@ -94,18 +94,16 @@ def read_source(source: str, settings: AlignmentSettings) -> tuple[ManifestRow, 
     return row, None
 
 
-def is_kept(row: ManifestRow, done: Mapping[str, "Done"], settings: AlignmentSettings) -> bool:
-    """True if nothing is known of a photo now of which something was, and its images, if any, are all there: row and
-    images stay."""
-    was = done.get(row.source)
-    if row.source_crc32 is not None or was is None or was.source_crc32 is None:
-        return False
-    return was.status != "ok" or all((folder / was.face).is_file() for folder in settings.outputs[:3])
+def may_stay(was: "Done | None", is_made: Callable[[str], bool]) -> bool:
+    """True if a photo's row tells something and its images, if any, are all there: both stay where the photo cannot be
+    read now."""
+    return was is not None and was.source_crc32 is not None and (was.status != "ok" or is_made(was.face))
 
 
 def one_line(error: BaseException) -> str:
     """The error as a text that is the same in each run: Pillow's messages hold memory addresses."""
     text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+    text = text.removesuffix(": ").removesuffix(": None")
     return " ".join(re.sub(r"<_io\.BytesIO object at \w+>", "", text).split())
 
 
@@ -197,6 +195,9 @@ def process_photos(
     rivals = [whole.with_suffix(".lock")] if whole else shard_files(manifest, ".lock")
     summary, started = Summary(), time.perf_counter()
 
+    def made(face: str) -> bool:
+        return all((folder / face).is_file() for folder in settings.outputs[:3])
+
     def needed() -> int:
         return round(max(0, (total or 0) - len(done) - summary.made) * space_per_photo(settings.image_size))
 
@@ -207,6 +208,8 @@ def process_photos(
         tqdm(total=total, desc=desc, unit="photo") as bar,
     ):
         same, how = (True, None) if total == 0 else made_alike(whole or manifest, settings)
+        if how and same and (whole or manifest).exists():  # now: read_done may advise to remove the manifest
+            write_whole((whole or manifest).with_suffix(".json"), how)
         done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings) if same else {})
         check_space(needed(), settings.outputs.face_mask.parent)
         if how:
@@ -215,7 +218,7 @@ def process_photos(
         work = partial(process_chunk, settings=settings)
         with closing(map_chunks(work, tasks, CHUNK, workers, "aligned photos")) as chunks, open(journal, "ab") as file:
             for rows in chunks:
-                kept = {row.source for row in rows if is_kept(row, done, settings)}
+                kept = {row.source for row in rows if row.source_crc32 is None and may_stay(done.get(row.source), made)}
                 new = "".join(row_text(row) for row in rows if row.source not in kept)
                 file.write(new.encode("utf-8", "surrogateescape"))
                 file.flush()
@@ -254,16 +257,18 @@ def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str |
         raise DataError(f"{path} was not written by this script, which keeps there how faces are made: move it away")
     if not (was or begun or settings.check_content):
         for folder in settings.outputs[:3]:
-            if any(files for _, _, files in os.walk(folder)):
+            if any(is_photo_name(name) for _, _, names in os.walk(folder) for name in names):
                 raise DataError(
-                    f"{folder} holds files, and no {manifest.name} or {path.name} beside it tells that this script has "
-                    "made them: give another --out_dir, or move that folder away."
+                    f"{folder} holds photos, and no {manifest.name} or {path.name} tells that they were made by this "
+                    "script: give another --out_dir, or move that folder away."
                 )
     was = was if begun else {}  # or what it tells of is gone
     # a machine without dlib has no landmark model, and makes nothing
     now = {key: was.get(key) if value is None else value for key, value in now.items()}
     other = [key for key, value in now.items() if was.get(key, value) != value]
     if other and not settings.check_content:
+        if not path.exists():  # it tells that the images are this script's, when the manifest is removed
+            write_whole(path, json.dumps(was, indent=1) + "\n")
         raise DataError(
             f"{manifest} was made with {', '.join(f'{key} {was[key]}' for key in other)}; this run would make it with "
             f"{', '.join(f'{key} {now[key]}' for key in other)}. Give another --out_dir, or remove the manifest, "
@@ -306,9 +311,9 @@ def read_done(files: Iterable[Path], settings: AlignmentSettings) -> dict[str, D
 
 def todo(
     photos: Iterable[str], done: dict[str, Done], settings: AlignmentSettings, summary: Summary, bar: tqdm
-) -> Iterator[tuple[str, str]]:
-    """Yield (source, face) of the photos to do and count the others; lists one person's photos and images at a time,
-    for a question about each file takes long on a network disk."""
+) -> Iterator[tuple[str, str, bool]]:
+    """Yield (source, face, whether its images may stay) of the photos to do and count the others; lists one person's
+    photos and images at a time, for a question about each file takes long on a network disk."""
     with_face = {}
     for source, row in done.items():
         if row.face:
@@ -324,7 +329,7 @@ def todo(
                 summary.add(source, row.status, row.reason)
                 bar.update()
             else:
-                yield source, names[source]
+                yield source, names[source], may_stay(row, made.__contains__)
 
 
 def faces_in(folder: Path, person: str) -> set[str]:
@@ -352,6 +357,6 @@ def is_done(source: str, face: str, row: Done, settings: AlignmentSettings, made
         return False
 
 
-def process_chunk(chunk: list[tuple[str, str]], settings: AlignmentSettings) -> list[ManifestRow]:
-    """``process_photo`` for each (source, face)."""
-    return [process_photo(source, face, settings) for source, face in chunk]
+def process_chunk(chunk: list[tuple[str, str, bool]], settings: AlignmentSettings) -> list[ManifestRow]:
+    """``process_photo`` for each (source, face, keep)."""
+    return [process_photo(source, face, settings, keep) for source, face, keep in chunk]

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -77,11 +78,12 @@ def read_identity(path: str | Path) -> dict[str, str]:
 
 def refuse_moved(out_dir: Path, data_path: Path, people: dict[str, str]) -> None:
     """Raise DataError if links made before give photos to other people than the list does now."""
-    moved = []
+    moved, here, real = [], os.path.realpath(data_path), lru_cache(os.path.realpath)
     for person in os.scandir(out_dir) if out_dir.is_dir() else ():
         for entry in os.scandir(person) if person.is_dir() else ():
             wrong = people.get(entry.name, person.name) != person.name
-            if wrong and entry.is_symlink() and os.readlink(entry) == str(data_path / entry.name):
+            folder, name = os.path.split(os.readlink(entry)) if wrong and entry.is_symlink() else ("", "")
+            if name == entry.name and real(folder) == here:
                 moved.append(entry.path)
     if moved:
         raise DataError(
@@ -97,7 +99,7 @@ def link(photo: Path, place: Path) -> str:
     if anew:
         place.unlink()
     elif place.exists():
-        return "there already" if place.samefile(photo) else ANOTHER
+        return "there already" if photo.exists() and place.samefile(photo) else ANOTHER
     place.symlink_to(photo)
     return "linked anew" if anew else "linked"
 

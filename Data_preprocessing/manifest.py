@@ -140,10 +140,10 @@ def scan_rows(path: Path, columns: int = len(COLUMNS)) -> Iterator[tuple[list[st
             end += len(line)
             fields = _fields(line, columns)
             is_header = is_manifest and start == 0
-            if is_header and not line.startswith(HEADER[:14]):  # somebody's own
+            if is_header and line.strip(b"\0\r\n") and not line.startswith(HEADER[:18]):  # somebody's own
                 raise DataError(
-                    f"{path} was not written by Image_processing.py, whose manifests begin with "
-                    f"{HEADER[:14].decode()}: move it away, or give another --out_dir."
+                    f"{path} was not written by this code, whose manifests begin with {HEADER[:18].decode()}: move it "
+                    "away."
                 )
             if fields is None or (is_header and line.rstrip(b"\r\n") != HEADER):
                 break

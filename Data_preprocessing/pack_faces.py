@@ -32,7 +32,8 @@ def pack_folder(folder: Path, path: Path, anew: bool) -> int:
     if not faces:
         raise DataError(f"{folder} has no .jpg file in any sub-folder: it must hold prepared faces")
     if path.exists():
-        refuse_foreign(path)
+        with file_errors(path):
+            refuse_foreign(path)
     if anew or not path.exists():
         with file_errors(path):
             write_pack(path, folder, faces)

@@ -38,14 +38,15 @@ def begins_with_index(block: bytes) -> bool:
     return block.startswith(INDEX_NAME.encode() + b"\0")
 
 
-def refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: str | Path) -> None:
     """Raise DataError if the file is somebody's own archive, such as the one that its folder was unpacked from."""
     with open(path, "rb") as file:
-        if not begins_with_index(file.read(BLOCK)):
-            raise DataError(
-                f"{path} is no pack of faces: its first member is no index. Move it away, or have packs written "
-                "elsewhere: --output FOLDER."
-            )
+        block = file.read(BLOCK)
+    if block.strip(b"\0") and not begins_with_index(block):  # an empty one is what a power cut has left
+        raise DataError(
+            f"{path} is no pack of faces: its first member is no index. Move it away; packs are made by "
+            "Data_preprocessing/pack_faces.py, elsewhere with --output FOLDER."
+        )
 
 
 class Pack:
@@ -58,9 +59,12 @@ class Pack:
         self.path = path
         try:
             self._file = open(path, "rb", buffering=0)
+            refuse_foreign(path)
             self._numbers, self._names = self._index()
         except FileNotFoundError as error:
             raise DataError(f"There is no pack of faces {path}. {MAKE}") from error
+        except DataError:
+            raise
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} is no whole pack of faces ({error}). {MAKE} --anew") from error
         if hasattr(os, "posix_fadvise"):  # the faces beside the one that is asked for are not wanted

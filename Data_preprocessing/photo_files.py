@@ -215,16 +215,20 @@ def _is_file_or_dead_link(entry: os.DirEntry) -> bool:
         return True
 
 
-def iter_photos(data_path: str | Path, people: list[str] | None = None, with_folders: bool = False) -> Iterator[str]:
-    """Yield ``person/file`` of every photo in sorted order, one person's list in memory at a time. Folders that may not
-    be listed are left out: ``survey`` counts them.
+def iter_photos(
+    data_path: str | Path, people: list[str] | None = None, with_folders: bool = False, unlisted: bool = False
+) -> Iterator[str]:
+    """Yield ``person/file`` of every photo in sorted order, one person's list in memory at a time.
 
-    ``with_folders`` as in ``photos_of``.
+    ``with_folders`` as in ``photos_of``. ``unlisted``: people whose folder cannot be listed are left out, for whoever
+    is told of them by ``survey``; else they are an error.
     """
     for person in person_folders(data_path) if people is None else people:
         try:
             names = photos_of(data_path, person, with_folders)
         except DataError:
+            if not unlisted:
+                raise
             continue
         yield from (f"{person}/{name}" for name in names)
 

@@ -73,7 +73,7 @@ def run_script(main: Callable[[], object]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:
-        print(f"error: memory ran out: {error or 'no more is to be had'}", file=sys.stderr)
+        print(f"error: memory ran out: {str(error) or 'no more is to be had'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)

@@ -39,7 +39,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def steps(photo: str, data_path: Path, outputs, height: int) -> np.ndarray:
-    """One row: the photo and what step 2 made of it, each ``height`` px high, (height, W, 3) uint8 RGB."""
+    """One row: the photo and what Image_processing.py made of it, each ``height`` px high, (height, W, 3) uint8 RGB."""
     face = Path(photo).with_suffix(".jpg")
     folders = (data_path, outputs.face_notmask, outputs.face_mask, outputs.mask_notmask)
     images = [

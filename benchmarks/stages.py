@@ -171,7 +171,7 @@ def workers(scene: Scene) -> list[Contest]:
     def speed(processes: int) -> float:
         remove_images(settings.outputs)
         # a name of its own for each, or two processes might write one file
-        tasks = iter([(photo, f"person/{number}.jpg") for number, photo in enumerate(photos)])
+        tasks = iter([(photo, f"person/{number}.jpg", False) for number, photo in enumerate(photos)])
         # when each chunk was done: until the first third is, processes start; after the last one they end
         with silence():
             work = partial(process_chunk, settings=settings)

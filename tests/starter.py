@@ -6,6 +6,7 @@ of importing torch, torchvision and Matplotlib.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -90,10 +91,15 @@ class Started:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > deadline:
-                os.killpg(self.pid, 9)
+                self.kill()
                 raise subprocess.TimeoutExpired(str(self.outputs), timeout, *self.texts())
             time.sleep(0.02)
         return subprocess.CompletedProcess(self.outputs, self.returncode, *self.texts())
+
+    def kill(self) -> None:
+        """End it, and what it has started, if it has not ended."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
 
     def texts(self) -> list[str]:
         """What it has printed, and its errors."""

@@ -506,11 +506,14 @@ def test_somebodys_own_photos_stay(tmp_path, no_dlib):
     (out / "set_face_mask" / "p1").mkdir()
     write_photo(out / "set_face_mask" / "p1" / "black.jpg", 210)
     before = tree(out)
-    with pytest.raises(DataError, match=r"set_face_mask holds files, and no set_manifest\.csv or set_manifest\.json"):
+    with pytest.raises(DataError, match=r"set_face_mask holds photos, and no set_manifest\.csv or set_manifest\.json"):
         run(data, out)
     assert {name: data for name, data in tree(out).items() if "lock" not in name} == before
     shutil.rmtree(out / "set_face_mask")
+    (out / "set_face_mask").mkdir()
+    (out / "set_face_mask" / ".DS_Store").touch()  # no photo
     run(data, out)
+    (out / "set_face_mask" / ".DS_Store").unlink()
     made = tree(out)
     (out / "set_manifest.csv").unlink()  # all anew, as errors advise
     no_dlib.clear()
@@ -532,7 +535,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, no_dlib):
     with pytest.raises(DataError, match="There is no manifest"):
         read_manifest(tmp_path / "none.csv")
     manifest.write_text("photo,licence\na.jpg,mine\n")
-    with pytest.raises(DataError, match=r"was not written by Image_processing\.py.*: move it away"):
+    with pytest.raises(DataError, match=r"was not written by this code, .*: move it away"):
         run(data, tmp_path / "out")
 
 
@@ -619,6 +622,43 @@ def test_photos_that_may_not_be_read_for_a_while_keep_their_faces(tmp_path, no_d
     )
 
 
+@pytest.mark.parametrize("lost", ["manifest", "an image", "a row"])
+def test_images_that_no_row_tells_of_do_not_stay(tmp_path, no_dlib, lost):
+    """Faces of another size or padding would stay among those made now, and be trained on."""
+    data, out = make_photos(tmp_path / "set"), tmp_path / "out"
+    run(data, out)
+    manifest = out / "set_manifest.csv"
+    if lost == "manifest":
+        manifest.unlink()
+    elif lost == "an image":
+        (out / "set_mask_notmask" / "p0" / "0.jpg").unlink()
+    else:  # of a run that was killed between them
+        manifest.write_text("".join(row for row in manifest.open() if not row.startswith("p0/0.jpg")))
+    (data / "p0" / "0.jpg").unlink()
+    (data / "p0" / "0.jpg").symlink_to(tmp_path / "away.jpg")
+    assert run(data, out) == (11, 1, 2)
+    assert not list(out.glob("*/p0/0.jpg")) and len(list(out.glob("*/p0/1.jpg"))) == 3
+    assert read_manifest(manifest)["p0/0.jpg"].status == "unreadable"
+
+
+@pytest.mark.parametrize("wrong", ["settings", "padding", "damage"])
+def test_the_advice_to_remove_the_manifest_helps_also_with_faces_of_before(tmp_path, no_dlib, wrong):
+    """Those of an older version have no .json beside them."""
+    data, out = make_photos(tmp_path / "set"), tmp_path / "out"
+    run(data, out)
+    (out / "set_manifest.json").unlink()
+    more, manifest = {"settings": ("--seed", "1"), "padding": (), "damage": ()}[wrong], out / "set_manifest.csv"
+    if wrong == "damage":
+        manifest.write_bytes(manifest.read_bytes()[:-20])
+    if wrong == "padding":  # written down, and then another is asked for
+        run(data, out)
+        more = ("--padding", "0.4")
+    with pytest.raises(DataError, match=r"[Rr]emove (the manifest|it)"):
+        run(data, out, *more)
+    manifest.unlink()
+    assert run(data, out, *more) == (12, 1, 1)
+
+
 def settings_of(data, out):
     return AlignmentSettings(data, output_folders(out, "set"), SIZE, 0, "none")
 
@@ -641,7 +681,7 @@ def test_long_names_are_shortened(tmp_path, no_dlib):
         write_photo(data / "p" / name, 90 + number)
     assert run(data, out) == (4, 0, 0)
     faces = [row.face for row in read_manifest(out / "set_manifest.csv").values()]
-    assert len(set(faces)) == 4 and "p/z.jpg" in faces and max(len(os.fsencode(face)) for face in faces) <= 242
+    assert len(set(faces)) == 4 and "p/z.jpg" in faces and max(len(os.fsencode(face)) for face in faces) <= 257
     no_dlib.clear()
     before = tree(out)
     assert run(data, out) == (4, 0, 0) and not no_dlib and tree(out) == before
@@ -829,9 +869,9 @@ def test_locks(tmp_path, no_dlib):
 
 def die(chunk, settings):
     """In place of ``process_chunk``: the worker is killed at the third photo of p1."""
-    if any(source == "p1/2.jpg" for source, _ in chunk):
+    if any(source == "p1/2.jpg" for source, *_ in chunk):
         os.kill(os.getpid(), signal.SIGKILL)
-    return [ManifestRow(source, source_crc32=1, reason="x", image_size=SIZE) for source, _ in chunk]
+    return [ManifestRow(source, source_crc32=1, reason="x", image_size=SIZE) for source, *_ in chunk]
 
 
 def test_a_dead_worker_is_said_and_does_not_hang(tmp_path, monkeypatch, no_dlib):

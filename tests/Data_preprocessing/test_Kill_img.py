@@ -281,7 +281,8 @@ def test_photos_of_a_disk_that_is_away_stay(tmp_path, capsys):
     for name in ("1.jpg", "2.jpg"):
         (tmp_path / "set" / "ann" / name).symlink_to(tmp_path / "disk" / name)
     (tmp_path / "disk").rename(tmp_path / "away")
-    counts = run(tmp_path / "set")
+    counts = run(tmp_path / "set", "--dry_run")
+    assert counts == run(tmp_path / "set")
     assert (counts["failed"], counts["killed"], counts["unreadable"]) == (2, 0, 0)
     assert not (tmp_path / "set_killed").exists() and "cannot be read now" in capsys.readouterr().out
     (tmp_path / "away").rename(tmp_path / "disk")
@@ -290,8 +291,11 @@ def test_photos_of_a_disk_that_is_away_stay(tmp_path, capsys):
 
 def test_a_person_who_is_a_link_to_another_is_looked_at_once(data, capsys):
     (data / "zoe").symlink_to("ann")
+    photo(data / ".store" / "x" / "1.jpg", 20, 20)
+    (data / "eve").symlink_to(".store/x")  # nobody else's
     counts = run(data)
     assert counts["failed"] == 0 and counts["all"] == run(data, "--restore")["restored"] + counts["kept"]
+    assert "eve/1.jpg" in listed(data) and "zoe" not in "".join(listed(data))
 
 
 def test_somebodys_own_list_is_told(data):
@@ -300,6 +304,11 @@ def test_somebodys_own_list_is_told(data):
     with pytest.raises(DataError, match="is no list of photos set aside: move it away"):
         run(data)
     assert own.read_text().endswith(",mine\n")
+    for text in ("", ",".join(f'"{name}"' for name in Kill_img.COLUMNS) + '\r\n"gone/1.jpg",1,1,small,deleted\r\n'):
+        own.write_text(text)  # an empty one, and one that an office program has saved
+        run(data)
+        assert ("gone/1.jpg" in listed(data)) == bool(text)
+        run(data, "--restore")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read and write everything")

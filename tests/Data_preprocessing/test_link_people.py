@@ -18,9 +18,9 @@ def flat(tmp_path):
     return tmp_path / "flat"
 
 
-def run(tmp_path, *lines):
+def run(tmp_path, *lines, data_path="flat"):
     (tmp_path / "identity.txt").write_text("\n".join(lines))
-    options = {"data_path": tmp_path / "flat", "identity": tmp_path / "identity.txt", "out_dir": tmp_path / "people"}
+    options = {"data_path": tmp_path / data_path, "identity": tmp_path / "identity.txt", "out_dir": tmp_path / "people"}
     return link_people.main([part for key, value in options.items() for part in (f"--{key}", str(value))])
 
 
@@ -63,6 +63,9 @@ def test_a_list_that_was_corrected_leaves_nobody_on_two_peoples_photos(flat, tmp
     run(tmp_path, "000000.jpg A", "000001.jpg A", "000002.jpg B")
     with pytest.raises(DataError, match=r"1 links of before give photos to others .*people/A/000001\.jpg"):
         run(tmp_path, "000000.jpg A", "000001.jpg B", "000002.jpg B")
+    (tmp_path / "same").symlink_to("flat")
+    with pytest.raises(DataError, match="1 links of before"):
+        run(tmp_path, "000001.jpg B", data_path="same")
     (tmp_path / "people" / "A" / "000001.jpg").unlink()
     assert run(tmp_path, "000000.jpg A", "000001.jpg B", "000002.jpg B")["linked"] == 1
     assert run(tmp_path, "000003.jpg C")["linked"] == 1  # a list of others adds to what is there
@@ -81,6 +84,15 @@ def test_photos_of_the_same_names_elsewhere_are_not_taken_for_those_linked(flat,
         "there already": 1,
         "without a name": 0,
     }
+
+
+def test_a_dead_link_among_the_photos_stops_nothing(flat, tmp_path):
+    (flat / "000000.jpg").unlink()
+    (flat / "000000.jpg").symlink_to("away.jpg")
+    (tmp_path / "people" / "A").mkdir(parents=True)
+    (tmp_path / "people" / "A" / "000000.jpg").write_bytes(b"mine")
+    counts = run(tmp_path, "000000.jpg A", "000001.jpg A")
+    assert (counts[link_people.ANOTHER], counts["linked"]) == (1, 1)
 
 
 def test_a_file_of_other_photos_is_told(flat, tmp_path):

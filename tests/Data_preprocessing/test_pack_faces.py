@@ -58,7 +58,37 @@ def test_somebodys_own_archive_stays(faces, tmp_path, more):
     before = (tmp_path / "faces.tar").read_bytes()
     with pytest.raises(DataError, match=r"faces\.tar is no pack of faces: .* Move it away"):
         pack("--data_path", faces, *more)
+    with pytest.raises(DataError, match=r"faces\.tar is no pack of faces"):
+        open_pack(str(tmp_path / "faces.tar"))
     assert (tmp_path / "faces.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("left", [b"", bytes(2048)])
+def test_what_a_power_cut_has_left_is_made_anew(faces, tmp_path, left):
+    (tmp_path / "faces.tar").write_bytes(left)
+    with pytest.raises(DataError, match=r"is no whole pack of faces.*pack_faces\.py --anew"):
+        open_pack(str(tmp_path / "faces.tar"))
+    assert pack("--data_path", faces, "--anew") == {tmp_path / "faces.tar": len(NAMES)}
+
+
+def test_a_folder_of_the_packs_name_is_told(faces, tmp_path):
+    (tmp_path / "faces.tar").mkdir()
+    with pytest.raises(DataError, match=r"faces\.tar.*move it away, or choose another"):
+        pack("--data_path", faces)
+
+
+def test_a_pack_lacks_nobody_whose_folder_cannot_be_listed(faces, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path) == str(faces / "ann"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"Cannot list the folder .*ann.*Change its rights"):
+        pack("--data_path", faces)
+    assert not (tmp_path / "faces.tar").exists()
 
 
 def test_a_pack_that_is_there_is_kept_and_changed_faces_are_noticed(faces, tmp_path, capsys):
@@ -128,7 +158,9 @@ def test_what_is_no_whole_pack_is_refused_in_one_sentence(faces, tmp_path, damag
         path.mkdir()
     elif damage != "missing":
         path.write_bytes({"empty": b"", "text": b"no tar" * 500, "cut off": data[:-5000]}[damage])
-    with pytest.raises(DataError, match=r"faces\.tar.* Make it with Data_preprocessing/pack_faces\.py") as error:
+    with pytest.raises(
+        DataError, match=r"faces\.tar.* (Make it with|are made by) Data_preprocessing/pack_faces\.py"
+    ) as error:
         open_pack(str(path))
     assert "\n" not in str(error.value)
 

@@ -39,10 +39,18 @@ def test_a_file_where_a_folder_is_wanted_is_told_with_what_to_do(tmp_path, what)
         (tmp_path / "x").write_bytes(b"") if what == "a folder" else (tmp_path / "x" / "y").mkdir(parents=True)
 
 
-def test_memory_that_ran_out_is_one_sentence(capsys):
+def no_memory():
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("main", "says"),
+    [(lambda: np.empty((1 << 40, 1 << 10)), "Unable to allocate"), (no_memory, "no more is to be had")],
+)
+def test_memory_that_ran_out_is_one_sentence(main, says, capsys):
     with pytest.raises(SystemExit) as ended:
-        run_script(lambda: np.empty((1 << 40, 1 << 10)))
-    assert ended.value.code == 2 and "error: memory ran out: Unable to allocate" in capsys.readouterr().err
+        run_script(main)
+    assert ended.value.code == 2 and f"error: memory ran out: {says}" in capsys.readouterr().err
 
 
 def test_no_padding_leaves_a_dot_of_the_face():

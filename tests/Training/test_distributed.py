@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -50,6 +51,11 @@ def in_two(starter, script, *options):
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [{"RANK": number, "LOCAL_RANK": number} for number in "01"]
     processes = [starter.start(script, *options, environment=place | rank) for rank in ranks]
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes):  # one has failed: the other would wait for it
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
     done = [process.communicate() for process in processes]
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
     return "".join(each.stdout for each in done)

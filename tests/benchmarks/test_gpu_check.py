@@ -94,6 +94,12 @@ def test_a_part_out_of_time_keeps_the_rows_that_it_has(tmp_path, monkeypatch):
     assert "out of time" in gpu_check.report({"card": "none"}, [part])
 
 
+def test_a_part_whose_process_dies_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.sys, "executable", "false")
+    part = gpu_check.run_apart("step", gpu_check.parse_args(["--out", str(tmp_path), "--dry_run"]), 5.0)
+    assert part["status"] == "failed" and part["rows"] == []
+
+
 def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
     args = gpu_check.parse_args(["--out", str(tmp_path), "--dry_run", "--part", "step"])
     written = []
