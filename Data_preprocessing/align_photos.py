@@ -195,9 +195,6 @@ def process_photos(
     rivals = [whole.with_suffix(".lock")] if whole else shard_files(manifest, ".lock")
     summary, started = Summary(), time.perf_counter()
 
-    def made(face: str) -> bool:
-        return all((folder / face).is_file() for folder in settings.outputs[:3])
-
     def needed() -> int:
         return round(max(0, (total or 0) - len(done) - summary.made) * space_per_photo(settings.image_size))
 
@@ -218,14 +215,8 @@ def process_photos(
         work = partial(process_chunk, settings=settings)
         with closing(map_chunks(work, tasks, CHUNK, workers, "aligned photos")) as chunks, open(journal, "ab") as file:
             for rows in chunks:
-                kept = {row.source for row in rows if row.source_crc32 is None and may_stay(done.get(row.source), made)}
-                new = "".join(row_text(row) for row in rows if row.source not in kept)
-                file.write(new.encode("utf-8", "surrogateescape"))
+                file.write(taken_down(rows, done, settings, summary).encode("utf-8", "surrogateescape"))
                 file.flush()
-                for row in rows:
-                    stay = "; what was made before stays" if row.source in kept else ""
-                    summary.add(row.source, row.status, f"{row.reason}{stay}")
-                summary.made += len(rows)
                 bar.update(len(rows))
         parts = [*shard_files(manifest), journal]
         if any(part.stat().st_size for part in parts):
@@ -235,6 +226,20 @@ def process_photos(
         journal.unlink(missing_ok=True)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def taken_down(rows: list[ManifestRow], done: Mapping[str, Done], settings: AlignmentSettings, summary: Summary) -> str:
+    """The text of a chunk's rows for the journal, without those of photos of which the row of before stays; all are
+    counted."""
+    text = ""
+    for row in rows:
+        stays = row.source_crc32 is None and may_stay(
+            done.get(row.source), lambda face: all((folder / face).is_file() for folder in settings.outputs[:3])
+        )
+        summary.add(row.source, row.status, f"{row.reason}; what was made before stays" if stays else row.reason)
+        text += "" if stays else row_text(row)
+    summary.made += len(rows)
+    return text
 
 
 def made_alike(manifest: Path, settings: AlignmentSettings) -> tuple[bool, str | None]:
