@@ -207,6 +207,7 @@ def process_photos(
         same, how = (True, None) if total == 0 else made_alike(whole or manifest, settings)
         if how and same and (whole or manifest).exists():  # now: read_done may advise to remove the manifest
             write_whole((whole or manifest).with_suffix(".json"), how)
+            how = None
         done.update(read_done([whole or manifest, *shard_files(whole or manifest), journal], settings) if same else {})
         check_space(needed(), settings.outputs.face_mask.parent)
         if how:

@@ -58,12 +58,12 @@ class Pack:
     def __init__(self, path: str):
         self.path = path
         try:
-            self._file = open(path, "rb", buffering=0)
             refuse_foreign(path)
+            self._file = open(path, "rb", buffering=0)
             self._numbers, self._names = self._index()
         except FileNotFoundError as error:
             raise DataError(f"There is no pack of faces {path}. {MAKE}") from error
-        except DataError:
+        except DataError:  # it is a ValueError, too
             raise
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} is no whole pack of faces ({error}). {MAKE} --anew") from error
